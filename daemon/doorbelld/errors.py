@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one hierarchy of errors.
+
+Every message names the thing, the cause and the cure. The class decides what a D-Bus caller sees
+(``org.doorbelld.Doorbell1.Error.<class name>``), so a class exists for each thing that a program
+may want to tell apart, and for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class DoorbellError(Exception):
+    """Base of all errors that doorbelld raises on purpose."""
+
+
+class NoSuchRegion(DoorbellError):
+    """No region of that name."""
+
+
+class NoSuchPeer(DoorbellError):
+    """No peer of that ID in the region."""
+
+
+class NoSuchVector(DoorbellError):
+    """The peer has fewer vectors."""
+
+
+class NoSuchDevice(DoorbellError):
+    """No vhost-user device of that name."""
+
+
+class NoSuchDeviceType(DoorbellError):
+    """This build has no device of that type."""
+
+
+class RegionExists(DoorbellError):
+    """A region of that name is there already."""
+
+
+class SocketInUse(DoorbellError):
+    """A live server listens on the socket path."""
+
+
+class MemoryUnavailable(DoorbellError):
+    """The backing memory can't be had: disk full, no huge pages, no permission, wrong size."""
+
+
+class LimitExceeded(DoorbellError):
+    """A configured or a system limit (descriptors, peers, IDs) is reached."""
+
+
+class AccessDenied(DoorbellError):
+    """The caller may not do this."""
+
+
+class BusUnavailable(DoorbellError):
+    """The D-Bus message bus can't be reached or refuses the name."""
+
+
+class StateMismatch(DoorbellError):
+    """Exported state does not fit what it is to be restored into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a set of options.
+
+    ``key`` is the dotted name of the option, ``cause`` says what is wrong with its value, ``cure`` what to write
+    instead. ``where`` is the file and line, once somebody who knows them has filled it in.
+    """
+
+    key: str
+    cause: str
+    cure: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        prefix = f"{self.where}: " if self.where else ""
+        return f"{prefix}{self.key}: {self.cause}; {self.cure}"
+
+
+class InvalidOptions(DoorbellError):
+    """Options or configuration with problems; all of them are listed, not just the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)

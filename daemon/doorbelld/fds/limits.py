@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many descriptors there may be, in numbers and in words.
+
+A region of P peers with V vectors each costs about ``P x (1 + V)`` descriptors, so the soft limit of 1,024 that
+most processes start with is soon too small. `raise_to_hard` lifts it; `room` says what the result allows.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+RESERVE = 64
+"""Descriptors kept for the bus, the log, listening sockets and memory."""
+
+
+def raise_to_hard() -> int:
+    """Raise the soft limit on open descriptors to the hard one and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def in_use() -> int:
+    """Count this process's open descriptors."""
+    return len(os.listdir("/proc/self/fd")) - 1  # less the one that lists
+
+
+def room(vectors: int, limit: int, used: int = 0) -> int:
+    """Tell how many peers of *vectors* vectors fit in what *limit* leaves."""
+    return max(0, limit - RESERVE - used) // (1 + vectors)
+
+
+def in_words(vectors: int, limit: int, used: int = 0) -> str:
+    """Say what *limit* allows: ``room for about 2,000 peers of 8 vectors``."""
+    peers = room(vectors, limit, used)
+    rough = round(peers, -len(str(peers)) + 2) if peers >= 100 else peers
+    return f"room for about {rough:,} peers of {vectors} vectors"

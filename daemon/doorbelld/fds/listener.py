@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listening UNIX sockets: owner, group, mode, and what may lie at the path already.
+
+The inode is born without any permission (``fchmod`` on a socket before ``bind`` sets it), and gets its owner, group
+and mode only once it listens, so nobody slips in early and nobody who may connect ever meets a socket that does not
+answer. A stale socket is removed; a live one is refused, naming the process that serves it; anything else at the
+path is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+
+from ..errors import SocketInUse
+from .owned import Fd
+from .peercred import credentials
+
+BACKLOG = 1024
+PATH_MAX = 107  # sun_path holds 108 bytes with the NUL
+
+
+class Listener:
+    """A listening UNIX stream socket that unlinks its path when closed, if the path is still its own."""
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        self.sock = sock
+        self.path = path
+        self._inode = _inode(path)
+
+    @classmethod
+    def open(cls, path: str, *, owner: str = "", group: str = "", mode: int = 0o660) -> Listener:
+        """Make the socket, with its directory if that is missing.
+
+        *owner* and *group* are names or numbers, empty for this process's own.
+
+        Raises:
+            SocketInUse: somebody serves there, or something that is no socket is there.
+            OSError: no permission, no such directory, no descriptor.
+        """
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        _clear(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            os.fchmod(sock.fileno(), 0)
+            sock.bind(path)
+            try:
+                sock.listen(BACKLOG)
+                if owner or group:
+                    os.chown(path, user_id(owner), group_id(group), follow_symlinks=False)
+                os.chmod(path, mode)
+                return cls(sock, path)
+            except BaseException:
+                os.unlink(path)
+                raise
+        except BaseException:
+            sock.close()
+            raise
+
+    @classmethod
+    def adopt(cls, fd: Fd, path: str) -> Listener:
+        """Take over a listening socket that was handed to us (restart, socket activation)."""
+        return cls(socket.socket(fileno=fd.steal()), path)
+
+    def steal(self) -> Fd:
+        """Hand the socket on, and leave its path alone."""
+        return Fd(self.sock.detach())
+
+    def close(self) -> None:
+        """Close the socket and remove its path, if nobody else has put another there."""
+        if self.sock.fileno() >= 0:
+            self.sock.close()
+            if self._inode and _inode(self.path) == self._inode:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+
+
+def user_id(name: str) -> int:
+    """Turn a user name or number into a uid; empty gives -1, "leave it".
+
+    Raises:
+        KeyError: no such user.
+    """
+    return -1 if not name else int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+
+
+def group_id(name: str) -> int:
+    """Turn a group name or number into a gid; empty gives -1, "leave it".
+
+    Raises:
+        KeyError: no such group.
+    """
+    return -1 if not name else int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _clear(path: str) -> None:
+    """Remove a stale socket at *path*."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SocketInUse(f"{path}: something that is no socket is there; remove it or choose another socket path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        refused = probe.connect_ex(path)
+        if refused == errno.ECONNREFUSED:
+            os.unlink(path)
+            return
+        holder = f" (pid {credentials(probe).pid})" if refused == 0 else ""
+        if refused in (0, errno.EAGAIN):  # EAGAIN: it listens, its backlog is full
+            raise SocketInUse(f"{path}: a live server{holder} listens there; stop it or choose another socket path")
+        raise OSError(refused, os.strerror(refused), path)

@@ -1,0 +1,240 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""System calls that are made in bulk, or on descriptors that a hostile peer shares with us.
+
+Theory of operation
+-------------------
+*Sending.* An ivshmem message is 8 bytes with at most one descriptor, and two can't be merged, so a greeting of
+P peers x V vectors is P x V messages. `send_messages` hands them to the kernel by the hundred with sendmmsg(2).
+The socket is never allowed to block (MSG_DONTWAIT), whatever a peer does to its flags.
+
+*Ringing.* An eventfd is shared with every peer that may ring it, and O_NONBLOCK belongs to the open file, not to
+the descriptor: any of them can clear the flag, fill the counter, and so make the next write(2) of ours block for
+ever (or drain it and make our read(2) block). There is no MSG_DONTWAIT for an eventfd. So `ring` and `drain` run
+under a guard: a POSIX timer that sends this very thread a signal with a handler that does nothing, again and
+again until it is disarmed. A blocked call then returns EINTR within 10 ms, and we set the flag anew.
+
+Invariants
+----------
+1. No function here takes ownership of a descriptor.
+2. No function blocks longer than the guard's period times the number of descriptors given.
+3. Errors are returned as errno values, not raised: the caller decides whose fault it is.
+"""
+
+from cpython cimport array
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    unsigned char *CMSG_DATA(cmsghdr *header)
+    size_t CMSG_LEN(size_t length)
+    enum: SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int fd, void *data, size_t count)
+    ssize_t write(int fd, const void *data, size_t count)
+
+cdef extern from "<fcntl.h>" nogil:
+    enum: F_GETFL, F_SETFL, O_NONBLOCK
+    int fcntl(int fd, int command, ...)
+
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <string.h>
+    #include <sys/types.h>
+    #include <sys/uio.h>
+    #include <time.h>
+    #include <unistd.h>
+    #include <sys/syscall.h>
+    #ifndef sigev_notify_thread_id
+    #define sigev_notify_thread_id _sigev_un._tid
+    #endif
+
+    #define GUARD_SIGNAL (SIGRTMIN + 7)
+    #define GUARD_PERIOD_NS 10000000L
+
+    static __thread timer_t guard_timer;
+    static __thread pid_t guard_owner; /* the thread that the timer was made for: a fork's child has none */
+
+    static void guard_handler(int signal) { (void)signal; }
+
+    /* Arm the guard of this thread; 0, or an errno value. */
+    static int guard_arm(void)
+    {
+        static const struct itimerspec period = {{0, GUARD_PERIOD_NS}, {0, GUARD_PERIOD_NS}};
+        pid_t self = (pid_t)syscall(SYS_gettid);
+        if (guard_owner != self) {
+            struct sigaction action;
+            struct sigevent event;
+            memset(&action, 0, sizeof action);
+            action.sa_handler = guard_handler; /* no SA_RESTART: that is the point */
+            if (sigaction(GUARD_SIGNAL, &action, NULL))
+                return errno;
+            memset(&event, 0, sizeof event);
+            event.sigev_notify = SIGEV_THREAD_ID;
+            event.sigev_signo = GUARD_SIGNAL;
+            event.sigev_notify_thread_id = self;
+            if (timer_create(CLOCK_MONOTONIC, &event, &guard_timer))
+                return errno;
+            guard_owner = self;
+        }
+        return timer_settime(guard_timer, 0, &period, NULL) ? errno : 0;
+    }
+
+    static void guard_disarm(void)
+    {
+        static const struct itimerspec off = {{0, 0}, {0, 0}};
+        timer_settime(guard_timer, 0, &off, NULL);
+    }
+
+    union rights { struct cmsghdr header; char space[CMSG_SPACE(sizeof(int))]; };
+    """
+    int guard_arm() nogil
+    void guard_disarm() nogil
+    ctypedef struct rights "union rights":
+        pass
+
+cdef enum:
+    BATCH = 256  # messages in one sendmmsg(2); a UNIX stream socket takes about 278 before it is full
+
+
+def send_messages(int sock, array.array values not None, array.array fds not None):
+    """Send ivshmem messages in order, without blocking, until all are sent or the socket takes no more.
+
+    Args:
+        sock: a connected UNIX stream socket.
+        values: ``array('q')`` of message values.
+        fds: ``array('i')`` of the same length; the descriptor that goes with each, or -1.
+
+    Returns:
+        ``(sent, error)``: how many went out whole, and 0 or the errno value that stopped the rest.
+    """
+    cdef Py_ssize_t count = len(values)
+    if values.typecode != "q" or fds.typecode != "i" or len(fds) != count:
+        raise ValueError("values must be array('q') and fds array('i') of the same length")
+    cdef Py_ssize_t sent = 0
+    cdef int error = 0
+    cdef int taken
+    # SAFETY: both arrays are kept alive by our references and are not resized while the GIL is released: their only
+    # user is the caller, which waits for us.
+    with nogil:
+        while sent < count and not error:
+            taken = _send_some(sock, <int64_t *>values.data.as_longlongs + sent, fds.data.as_ints + sent,
+                               <unsigned int>min(count - sent, BATCH), &error)
+            sent += taken
+    return sent, error
+
+
+cdef int _send_some(int sock, int64_t *values, int *fds, unsigned int count, int *error) noexcept nogil:
+    cdef mmsghdr messages[BATCH]
+    cdef iovec vectors[BATCH]
+    cdef rights controls[BATCH]
+    cdef msghdr *message
+    cdef cmsghdr *header
+    cdef unsigned int i
+    cdef int taken
+    # SAFETY: count <= BATCH (the caller's min), so every index below is inside these arrays; the kernel reads the
+    # values and writes only msg_len. The protocol is little-endian, as is every host that we build for.
+    memset(messages, 0, count * sizeof(mmsghdr))
+    for i in range(count):
+        vectors[i].iov_base = &values[i]
+        vectors[i].iov_len = sizeof(int64_t)
+        message = &messages[i].msg_hdr
+        message.msg_iov = &vectors[i]
+        message.msg_iovlen = 1
+        if fds[i] >= 0:
+            message.msg_control = &controls[i]
+            message.msg_controllen = sizeof(rights)
+            header = CMSG_FIRSTHDR(message)
+            header.cmsg_level = SOL_SOCKET
+            header.cmsg_type = SCM_RIGHTS
+            header.cmsg_len = CMSG_LEN(sizeof(int))
+            memcpy(CMSG_DATA(header), &fds[i], sizeof(int))
+    while True:
+        taken = sendmmsg(sock, messages, count, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if taken >= 0:
+            return taken
+        if errno != EINTR:
+            error[0] = errno
+            return 0
+
+
+def ring(array.array fds not None):
+    """Add one to each eventfd in *fds* (``array('i')``).
+
+    A counter that is full counts as rung: the interrupt is pending already.
+
+    Returns:
+        0, or the errno value of the first that failed for another reason; the others are rung all the same.
+    """
+    cdef Py_ssize_t i
+    cdef int failed = 0
+    cdef int error = guard_arm()
+    if error:
+        return error
+    for i in range(len(fds)):
+        error = _ring(fds.data.as_ints[i])
+        failed = failed or error
+    guard_disarm()
+    return failed
+
+
+def ring_one(int fd):
+    """Add one to the eventfd *fd*; like `ring`, for the most common number of them."""
+    cdef int error = guard_arm()
+    if not error:
+        error = _ring(fd)
+        guard_disarm()
+    return error
+
+
+def drain(int fd):
+    """Take the counter of the eventfd *fd*: how often it was rung since the last time.
+
+    Returns:
+        ``(count, error)``: 0 where there was nothing to take.
+    """
+    cdef uint64_t count = 0
+    cdef int error = guard_arm()
+    if not error:
+        # SAFETY: count is as large as what an eventfd writes there.
+        if read(fd, &count, sizeof(count)) != sizeof(count):
+            count = 0
+            error = _forgive(fd)
+        guard_disarm()
+    return count, error
+
+
+cdef int _ring(int fd) noexcept nogil:
+    cdef uint64_t one = 1
+    # SAFETY: the kernel reads 8 bytes from a variable of 8 bytes.
+    return 0 if write(fd, &one, sizeof(one)) == sizeof(one) else _forgive(fd)
+
+
+cdef int _forgive(int fd) noexcept nogil:
+    """Turn the errno of a call that would have blocked into 0, after making *fd* non-blocking again."""
+    cdef int error = errno
+    if error == EINTR:
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+        return 0
+    return 0 if error == EAGAIN else error

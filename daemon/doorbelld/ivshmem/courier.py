@@ -1,0 +1,182 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The courier: moves what outboxes propose into sockets, a batch at a time, without ever blocking.
+
+Theory of operation
+-------------------
+A recipient is in one of four states::
+
+    IDLE ──wake──> READY ──nothing left──> IDLE
+                     │ └──ETOOMANYREFS──> THROTTLED ──timer──> READY
+                     └──EAGAIN──> BLOCKED ──writable──> READY
+
+READY recipients wait in one queue and get a turn each: one batch, then the next one's turn, so a peer with a long
+greeting does not hold up a peer with a short one. The courier works for a few milliseconds and then lets the event
+loop look at everything else. ETOOMANYREFS means that too many descriptors of ours are in flight to peers that do
+not read: the socket may well be writable, so waiting for that would spin; a timer looks again.
+
+A BLOCKED or THROTTLED recipient whose socket has taken nothing, and whose owner has read nothing, for *stall
+timeout* seconds is given up. Its own reading shows in SIOCOUTQ even while there is not yet room for more.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import fcntl
+import os
+import termios
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from typing import Generic, TypeVar
+
+from ..fds import native
+from .outbox import Outbox
+
+BATCH = 256
+TURN_SECONDS = 0.003
+THROTTLE_SECONDS = 0.01
+
+
+class State(Enum):
+    """What a recipient is waiting for."""
+
+    IDLE = auto()
+    READY = auto()
+    BLOCKED = auto()
+    THROTTLED = auto()
+
+
+class Recipient:
+    """Somebody with a socket and an outbox. Owns neither."""
+
+    def __init__(self, sock_fd: int, outbox: Outbox) -> None:
+        self.sock_fd = sock_fd
+        self.outbox = outbox
+        self.state = State.IDLE
+        self.progress = 0.0
+        """Loop time when it was last seen to take something."""
+        self.unread = 0
+        """Bytes the kernel held for it when last looked at."""
+
+
+R = TypeVar("R", bound=Recipient)
+
+
+class Courier(Generic[R]):
+    """Delivers to any number of recipients; calls *failed* with one and the reason when it is to be given up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, failed: Callable[[R, str], None], stall_timeout: float) -> None:
+        self._loop = loop
+        self._failed = failed
+        self._stall_timeout = stall_timeout
+        self._ready: deque[R] = deque()
+        self._waiting: set[R] = set()
+        self._turn: asyncio.Handle | None = None
+        self._patrol: asyncio.TimerHandle | None = None
+
+    def wake(self, recipients: Iterable[R]) -> None:
+        """Learn that these may have something to be told."""
+        ready = self._ready
+        for recipient in recipients:
+            if recipient.state is State.IDLE:
+                recipient.state = State.READY
+                ready.append(recipient)
+        if ready and self._turn is None:
+            self._turn = self._loop.call_soon(self._run)
+
+    def forget(self, recipient: R) -> None:
+        """Stop delivering to *recipient*; its socket is about to be closed."""
+        if recipient.state is State.READY:
+            self._ready.remove(recipient)
+        self._unblock(recipient)
+
+    def close(self) -> None:
+        """Stop everything."""
+        for recipient in list(self._waiting):
+            self._unblock(recipient)
+        self._ready.clear()
+        for handle in (self._turn, self._patrol):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._patrol = None
+
+    def _run(self) -> None:
+        deadline = self._loop.time() + TURN_SECONDS
+        self._turn = None
+        while self._ready:
+            self._deliver(self._ready.popleft())
+            if self._loop.time() > deadline:
+                break
+        if self._ready:
+            self._turn = self._loop.call_soon(self._run)
+
+    def _deliver(self, recipient: R) -> None:
+        values, fds = recipient.outbox.batch(BATCH)
+        if not values:
+            recipient.state = State.IDLE
+            return
+        sent, error = native.send_messages(recipient.sock_fd, values, fds)
+        if sent:
+            recipient.outbox.sent(sent)
+            recipient.progress = self._loop.time()
+        if not error:
+            if len(values) < BATCH:  # that was all there is
+                recipient.state = State.IDLE
+            else:
+                self._ready.append(recipient)
+        elif error == errno.EAGAIN:
+            recipient.state = State.BLOCKED
+            self._loop.add_writer(recipient.sock_fd, self._resume, recipient)
+            self._watch(recipient)
+        elif error in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+            recipient.state = State.THROTTLED
+            self._loop.call_later(THROTTLE_SECONDS, self._resume, recipient)
+            self._watch(recipient)
+        else:
+            recipient.state = State.IDLE
+            self._failed(recipient, f"could not send to it: {os.strerror(error)}")
+
+    def _watch(self, recipient: R) -> None:
+        self._waiting.add(recipient)
+        if not recipient.progress:
+            recipient.progress = self._loop.time()
+        if self._patrol is None and self._stall_timeout:
+            self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
+
+    def _resume(self, recipient: R) -> None:
+        if recipient in self._waiting:
+            self._unblock(recipient)
+            self.wake((recipient,))
+
+    def _unblock(self, recipient: R) -> None:
+        if recipient.state is State.BLOCKED:
+            self._loop.remove_writer(recipient.sock_fd)
+        recipient.state = State.IDLE
+        self._waiting.discard(recipient)
+
+    def _look_for_stalled(self) -> None:
+        self._patrol = None
+        now = self._loop.time()
+        for recipient in list(self._waiting):
+            unread = unread_bytes(recipient.sock_fd)
+            if unread < recipient.unread:
+                recipient.progress = now
+            recipient.unread = unread
+            if now - recipient.progress >= self._stall_timeout:
+                backlog = recipient.outbox.backlog
+                self._failed(
+                    recipient,
+                    f"it took nothing for {self._stall_timeout:g} s while {backlog} messages waited (stall-timeout)",
+                )
+        if self._waiting:
+            self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
+
+
+def unread_bytes(sock_fd: int) -> int:
+    """Tell how much the kernel holds that the other end has not read (in the kernel's own accounting)."""
+    held = array.array("i", [0])
+    fcntl.ioctl(sock_fd, termios.TIOCOUTQ, held)
+    return held[0]

@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who is in a region, in the order of joining.
+
+Each member gets a sequence number that only grows. A peer's place in what it was told is then one number (see
+`outbox`), and "the next member to tell" is a binary search, whoever left meanwhile.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from ..fds.owned import FdSet
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """Somebody who can be rung: a connected peer, or the host peer.
+
+    ``eventfds[v]`` is the doorbell of vector v.
+    """
+
+    id: int
+    eventfds: FdSet
+    seq: int = -1
+    values: array[int] = field(init=False)
+    """The ID, once per vector: what the messages that tell of this member say."""
+
+    def __post_init__(self) -> None:
+        self.values = array("q", [self.id]) * len(self.eventfds)
+
+
+class Roster:
+    """The members of a region.
+
+    Invariants: ``ordered`` is sorted by ``seq``; no two members have the same ID; a ``seq`` is never used twice.
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Member] = {}
+        self.ordered: list[Member] = []
+        self._seqs: list[int] = []
+        self.next_seq = 0
+
+    def add(self, member: Member) -> None:
+        """Append *member* and number it; keep its number if it has one that fits (restore)."""
+        member.seq = max(member.seq, self.next_seq)
+        self.next_seq = member.seq + 1
+        self.by_id[member.id] = member
+        self.ordered.append(member)
+        self._seqs.append(member.seq)
+
+    def remove(self, member: Member) -> None:
+        """Take *member* out."""
+        index = self.index(member.seq)
+        del self.by_id[member.id], self.ordered[index], self._seqs[index]
+
+    def index(self, seq: int) -> int:
+        """Find the first member whose number is at least *seq*, as an index of ``ordered``."""
+        return bisect_left(self._seqs, seq)

@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a region can be told: the keys of ``[region.NAME]`` and of D-Bus's ``CreateRegion``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Problem
+from ..fds.listener import PATH_MAX, group_id, user_id
+from ..options import boolean, duration, integer, mode, option, path, size, text
+from ..wire.ivshmem import ID_MAX
+from .memory import Backing, huge_page_size
+from .rules import PeerRule, parse_rules
+
+VECTORS_MAX = 64
+"""Vectors of a peer that every client takes (the seed's IVSHMEM_CLIENT_MAX_VECTORS)."""
+MSIX_VECTORS_MAX = 2048
+SIZE_MIN = 4096
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """A region as it was asked for. ``socket`` is empty until the host has filled in its default."""
+
+    name: str
+    size: int = option(size, default=4 << 20)
+    vectors: int = option(integer(1, MSIX_VECTORS_MAX), default=4)
+    many_vectors: bool = option(boolean, default=False)
+    socket: str = option(path, default="")
+    owner: str = option(text, default="")
+    group: str = option(text, default="")
+    mode: int = option(mode, default=0o660)
+    backing: Backing = option(Backing.parse, default=Backing("memfd"))
+    first_id: int = option(integer(0, ID_MAX), default=0)
+    host_peer: bool = option(boolean, default=True)
+    host_peer_id: int = option(integer(0, ID_MAX), default=ID_MAX)
+    max_peers: int = option(integer(1, ID_MAX + 1), default=1024)
+    stall_timeout: float = option(duration, default=30.0)
+    relay: bool = option(boolean, default=False)
+    peer: tuple[PeerRule, ...] = option(parse_rules, default=())
+
+    def check(self, prefix: str) -> list[Problem]:
+        """Look at the values together."""
+        problems: list[Problem] = []
+
+        def problem(key: str, cause: str, cure: str) -> None:
+            problems.append(Problem(f"{prefix}.{key}" if key else prefix, cause, cure))
+
+        if not NAME.fullmatch(self.name):
+            problem("", f"{self.name!r} can't be a region's name", "use letters, digits, _ . -, at most 64")
+        if self.size & (self.size - 1):
+            up = 1 << self.size.bit_length()
+            problem("size", f"{in_units(self.size)} is not a power of two (QEMU needs one)", f"use {in_units(up)}")
+        elif self.size < SIZE_MIN:
+            problem("size", f"{self.size} bytes is less than a page", f"use {in_units(SIZE_MIN)} or more")
+        elif self.backing.kind == "hugetlb" and (not (huge := huge_page_size()) or self.size % huge):
+            cure = f"use a multiple of {in_units(huge)}" if huge else "this host has none; use backing memfd"
+            problem("size", f"{in_units(self.size)} is no whole number of huge pages", cure)
+        if self.vectors > VECTORS_MAX and not self.many_vectors:
+            cause = f"{self.vectors} is more than the {VECTORS_MAX} that every client takes"
+            problem("vectors", cause, f"use at most {VECTORS_MAX}, or set many-vectors if all of yours take more")
+        if len(self.socket.encode()) > PATH_MAX:
+            problem(
+                "socket", f"{self.socket} is longer than a UNIX socket's path may be", f"use {PATH_MAX} bytes or less"
+            )
+        if self.host_peer and self.host_peer_id == self.first_id:
+            problem(
+                "host-peer-id", f"{self.host_peer_id} is the ID that the first client gets", "use another, or first-id"
+            )
+        if self.host_peer and any(rule.id == self.host_peer_id for rule in self.peer):
+            problem("host-peer-id", f"{self.host_peer_id} is given to a peer rule too", "give each its own")
+        for key, resolve in (("owner", user_id), ("group", group_id)):
+            try:
+                resolve(getattr(self, key))
+            except KeyError:
+                problem(key, f"no {key} {getattr(self, key)!r} on this host", "write a name that is there, or a number")
+        if self.relay:
+            problem("relay", "relay mode is not there yet", "leave it out or write false")
+        return problems
+
+    def as_options(self) -> dict[str, Any]:
+        """Put it in plain values, the form that it is asked for in, less the rules."""
+        return {
+            "size": self.size,
+            "vectors": self.vectors,
+            "many-vectors": self.many_vectors,
+            "socket": self.socket,
+            "owner": self.owner,
+            "group": self.group,
+            "mode": f"{self.mode:04o}",
+            "backing": str(self.backing),
+            "first-id": self.first_id,
+            "host-peer": self.host_peer,
+            "host-peer-id": self.host_peer_id,
+            "max-peers": self.max_peers,
+            "stall-timeout": self.stall_timeout,
+            "relay": self.relay,
+        }
+
+
+def in_units(count: int) -> str:
+    """Write a number of bytes as a person would: 4194304 as 4M, 3145728 as 3M, 5000 as 5000."""
+    for unit in ("T", "G", "M", "K"):
+        step = 1 << (" KMGT".index(unit) * 10)
+        if count >= step and count % step == 0:
+            return f"{count // step}{unit}"
+    return str(count)

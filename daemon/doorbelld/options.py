@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Typed options: one table describes what a thing can be told, in TOML and over D-Bus alike.
+
+A table is a dataclass whose fields carry an `Option` in their metadata. `parse` reads a mapping (from tomllib or
+from an ``a{sv}``) against it and collects **every** problem before it raises, each with a cause and a cure. The
+converters below are pure functions from a raw value to a typed one; they raise `ValueError` with the words
+"cause; cure".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from .errors import InvalidOptions, Problem
+
+T = TypeVar("T")
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
+
+
+def size(raw: object) -> int:
+    """Read bytes as an integer or as ``"4M"`` (K, M, G, T; powers of 1024; an ``iB`` or ``B`` after them is fine)."""
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        value = raw
+    else:
+        match = re.fullmatch(r"\s*(\d{1,18})\s*([KMGT]?)(?:i?B)?\s*", raw, re.I) if isinstance(raw, str) else None
+        if not match:
+            raise ValueError(f'{raw!r} is not a size; write bytes or K, M, G, such as "4M"')
+        value = int(match[1]) * _UNITS[match[2].upper()]
+    if not 0 < value < 1 << 63:
+        raise ValueError(f'{raw!r} is out of range; write a positive size such as "4M"')
+    return value
+
+
+def duration(raw: object) -> float:
+    """Read seconds as a number or as ``"30s"`` (us, ms, s, min, h); 0 and ``"never"`` both give 0.0."""
+    if raw == "never":
+        return 0.0
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        value = float(raw)
+    else:
+        match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|h|)\s*", raw) if isinstance(raw, str) else None
+        if not match:
+            raise ValueError(f'{raw!r} is not a duration; write seconds or us, ms, s, min, h, such as "30s"')
+        value = float(match[1]) * _SECONDS[match[2]]
+    if not 0 <= value < 1e9:
+        raise ValueError(f'{raw!r} is out of range; write a duration such as "30s", or "never"')
+    return value
+
+
+def mode(raw: object) -> int:
+    """Read an octal file mode written as a string, ``"0660"``."""
+    if isinstance(raw, str) and re.fullmatch(r"0?o?[0-7]{3,4}", raw):
+        return int(raw.replace("o", ""), 8)
+    raise ValueError(f'{raw!r} is not a file mode; write it in octal and in quotes, such as "0660"')
+
+
+def boolean(raw: object) -> bool:
+    """Read true or false."""
+    if isinstance(raw, bool):
+        return raw
+    raise ValueError(f"{raw!r} is not a boolean; write true or false without quotes")
+
+
+def text(raw: object) -> str:
+    """Read a string that is not empty and has no NUL or line break in it."""
+    if isinstance(raw, str) and raw and not re.search(r"[\0\r\n]", raw):
+        return raw
+    raise ValueError(f"{raw!r} is not a name; write a string in quotes")
+
+
+def text_list(raw: object) -> tuple[str, ...]:
+    """Read a list of strings."""
+    if isinstance(raw, list | tuple) and all(isinstance(item, str) for item in raw):
+        return tuple(raw)
+    raise ValueError(f'{raw!r} is not a list of strings; write one such as ["guest1", "7"]')
+
+
+def integer(low: int, high: int) -> Callable[[object], int]:
+    """Make a converter for a whole number from *low* to *high*."""
+
+    def convert(raw: object) -> int:
+        if isinstance(raw, bool) or not isinstance(raw, int):
+            raise ValueError(f"{raw!r} is not a whole number; write one from {low} to {high}")
+        if not low <= raw <= high:
+            raise ValueError(f"{raw} is out of range; write a number from {low} to {high}")
+        return raw
+
+    return convert
+
+
+def path(raw: object) -> str:
+    """Read an absolute path."""
+    value = text(raw)
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} is not an absolute path; begin it with /")
+    return value
+
+
+def choice(*allowed: str) -> Callable[[object], str]:
+    """Make a converter for one of the words *allowed*."""
+
+    def convert(raw: object) -> str:
+        if raw not in allowed:
+            raise ValueError(f"{raw!r} is not known; write one of {', '.join(allowed)}")
+        return str(raw)
+
+    return convert
+
+
+def option(convert: Callable[[Any], Any], **field: Any) -> Any:
+    """Declare a dataclass field as an option; its key is the field's name with ``-`` for ``_``."""
+    return dataclasses.field(metadata={"convert": convert}, **field)
+
+
+def parse(table: type[T], raw: Mapping[str, object], prefix: str, **given: Any) -> T:
+    """Build *table* (a dataclass of options) from *raw*.
+
+    *prefix* is put before each key in what is reported (``region.demo``); *given* are fields that are not options.
+    A ``check(prefix) -> list[Problem]`` method of *table*, if any, then looks at the values together.
+
+    Raises:
+        InvalidOptions: with all problems found.
+    """
+    fields = {
+        f.name.replace("_", "-"): f
+        for f in dataclasses.fields(table)  # type: ignore[arg-type]
+        if "convert" in f.metadata
+    }
+    values: dict[str, Any] = dict(given)
+    problems: list[Problem] = []
+    for key, value in raw.items():
+        name = f"{prefix}.{key}"
+        if (field := fields.get(key)) is None:
+            problems.append(Problem(name, "unknown key", _did_you_mean(key, list(fields))))
+            continue
+        try:
+            values[field.name] = field.metadata["convert"](value)
+        except ValueError as error:
+            cause, _, cure = str(error).partition("; ")
+            problems.append(Problem(name, cause, cure))
+        except InvalidOptions as error:
+            problems += [dataclasses.replace(p, key=f"{name}{p.key}") for p in error.problems]
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in raw:
+            problems.append(Problem(f"{prefix}.{key}", "missing", "it has no default, so write it"))
+    if problems:
+        raise InvalidOptions(problems)
+    made = table(**values)
+    if problems := getattr(made, "check", lambda _: [])(prefix):
+        raise InvalidOptions(problems)
+    return made
+
+
+def _did_you_mean(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+    return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(sorted(known))}"
