@@ -45,6 +45,10 @@ class SocketInUse(DoorbellError):
     """A live server listens on the socket path."""
 
 
+class SocketUnavailable(DoorbellError):
+    """A socket can't be made: no permission, no directory, a path that can't be."""
+
+
 class MemoryUnavailable(DoorbellError):
     """The backing memory can't be had: disk full, no huge pages, no permission, wrong size."""
 

@@ -18,12 +18,18 @@ import pwd
 import socket
 import stat
 
-from ..errors import SocketInUse
+from ..errors import SocketInUse, SocketUnavailable
 from .owned import Fd
 from .peercred import credentials
 
 BACKLOG = 1024
 PATH_MAX = 107  # sun_path holds 108 bytes with the NUL
+_CURES = {
+    errno.EACCES: "give the daemon's user the right to write there, or choose another socket path",
+    errno.EPERM: "only root may give a socket to another owner or group; leave owner and group out",
+    errno.EROFS: "choose a socket path that can be written, such as one below /run",
+    errno.EMFILE: "raise the limit on open files (LimitNOFILE=)",
+}
 
 
 class Listener:
@@ -42,10 +48,18 @@ class Listener:
 
         Raises:
             SocketInUse: somebody serves there, or something that is no socket is there.
-            OSError: no permission, no such directory, no descriptor.
+            SocketUnavailable: no permission, no directory, no descriptor.
         """
+        try:
+            return cls._open(path, owner, group, mode)
+        except OSError as error:
+            cure = _CURES.get(error.errno or 0, "choose another socket path")
+            raise SocketUnavailable(f"{error.filename or path}: {error.strerror}; {cure}") from error
+
+    @classmethod
+    def _open(cls, path: str, owner: str, group: str, mode: int) -> Listener:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        _clear(path)
+        clear(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             os.fchmod(sock.fileno(), 0)
@@ -107,8 +121,12 @@ def _inode(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _clear(path: str) -> None:
-    """Remove a stale socket at *path*."""
+def clear(path: str) -> None:
+    """Remove a stale socket at *path*.
+
+    Raises:
+        SocketInUse: a live server listens there, or it is no socket.
+    """
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import mmap
 import os
 import select
 import socket
@@ -115,17 +116,21 @@ class Region:
         loop: asyncio.AbstractEventLoop,
         emit: Callable[[RegionEvent], None],
         spare: Spare,
+        shared: Fd | None = None,
     ) -> Region:
-        """Make the memory and the socket that *spec* asks for, and serve.
+        """Make the memory (or take over *shared*) and the socket that *spec* asks for, and serve.
 
         Raises:
-            MemoryUnavailable, SocketInUse, OSError: nothing is left behind then.
+            MemoryUnavailable, SocketInUse, SocketUnavailable, LimitExceeded: nothing is left behind then.
         """
         with contextlib.ExitStack() as undo:
+            if shared is not None:
+                undo.enter_context(shared)
             listener = Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
             undo.callback(listener.close)
-            shared = undo.enter_context(memory.create(spec.backing, spec.size, spec.name))
-            eventfds = eventfd.make(spec.vectors) if spec.host_peer else None
+            if shared is None:
+                shared = undo.enter_context(memory.create(spec.backing, spec.size, spec.name))
+            eventfds = _doorbells(spec.vectors) if spec.host_peer else None
             undo.pop_all()
         region = cls(spec, loop, emit, spare, shared=shared, listener=listener)
         if eventfds is not None:
@@ -194,6 +199,18 @@ class Region:
         if not ids:
             return f"nobody is connected; a guest attaches at {self.spec.socket}"
         return f"connected: {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''}"
+
+    def write_memory(self, offset: int, data: bytes) -> None:
+        """Write to the shared memory; the caller has checked the bounds.
+
+        Sealed memory is mapped for it, since huge pages know no write(2). Memory that others may truncate is written
+        by pwrite(2): a mapping of it could raise SIGBUS in us.
+        """
+        if self.spec.backing.path:
+            os.pwrite(self.memory.fileno(), data, offset)
+            return
+        with mmap.mmap(self.memory.fileno(), self.spec.size) as mapped:
+            mapped[offset : offset + len(data)] = data
 
     # Coming and going
 
@@ -287,10 +304,7 @@ class Region:
                 f"unit {who.unit or 'unknown'}; add a [[region.{self.name}.peer]]"
             )
         sock.setblocking(False)
-        try:
-            eventfds = eventfd.make(self.spec.vectors)
-        except OSError as error:
-            raise LimitExceeded(f"no descriptors for its doorbells: {error.strerror}; raise LimitNOFILE=") from error
+        eventfds = _doorbells(self.spec.vectors)
         try:
             member = Member(self._choose_id(rule), eventfds)
         except BaseException:
@@ -446,6 +460,13 @@ class Region:
 def _reserved(spec: RegionSpec) -> set[int]:
     ids = {rule.id for rule in spec.peer if rule.id is not None}
     return ids | {spec.host_peer_id} if spec.host_peer else ids
+
+
+def _doorbells(vectors: int) -> FdSet:
+    try:
+        return eventfd.make(vectors)
+    except OSError as error:
+        raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error
 
 
 def _hung_up(sock: socket.socket) -> bool:

@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a message bus is: ``system``, ``session``, or an address as D-Bus writes it."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import BusUnavailable
+
+SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+
+
+def resolve(bus: str) -> str:
+    """Turn the word of a ``--bus`` flag into an address.
+
+    Raises:
+        BusUnavailable: no session bus, or a word that is none.
+    """
+    if bus == "system":
+        return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+    if bus == "session":
+        if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+            return address
+        socket = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "bus")
+        if os.path.isabs(socket) and os.path.exists(socket):
+            return f"unix:path={socket}"
+        raise BusUnavailable("no session bus: DBUS_SESSION_BUS_ADDRESS is not set; use --bus private")
+    if ":" in bus:
+        return bus
+    raise BusUnavailable(f'"{bus}" is no bus; use system, session, private or an address such as unix:path=/run/bus')

@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may do what.
+
+Looking is everybody's (the bus's own policy may be stricter); ringing, opening memory and managing are root's and
+the daemon's own user's. Who a caller is comes from the message bus, once per connection: unique names are never given
+twice during a bus's life, so an answer stays true and only the size of the cache needs a bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any
+
+from ..errors import AccessDenied
+from ..fds.peercred import Credentials
+
+_CACHE_MAX = 1024
+
+
+class Action(Enum):
+    """What a call needs leave for."""
+
+    INSPECT = "inspect"
+    NOTIFY = "notify"
+    OPEN_MEMORY = "open-memory"
+    MANAGE = "manage"
+
+
+class Authority:
+    """Decides; *ask* fetches ``GetConnectionCredentials`` of a unique name from the bus."""
+
+    def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        self._ask = ask
+        self._known: OrderedDict[str, Credentials] = OrderedDict()
+        self._trusted = {0, os.geteuid()}
+
+    def known(self, sender: str) -> Credentials | None:
+        """Tell who *sender* is if that needs no question to the bus."""
+        return self._known.get(sender)
+
+    async def learn(self, sender: str) -> Credentials:
+        """Tell who *sender* is, asking the bus if need be.
+
+        Raises:
+            AccessDenied: the bus does not say.
+        """
+        if (who := self._known.get(sender)) is not None:
+            return who
+        try:
+            said = await self._ask(sender)
+            groups = said.get("UnixGroupIDs") or [-1]
+            who = Credentials(int(said.get("ProcessID", 0)), int(said["UnixUserID"]), int(groups[0]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AccessDenied(f"the bus does not say who {sender} is") from error
+        self._known[sender] = who
+        while len(self._known) > _CACHE_MAX:
+            self._known.popitem(last=False)
+        return who
+
+    def check(self, action: Action, who: Credentials) -> None:
+        """Let *who* do *action*, or raise AccessDenied."""
+        if action is not Action.INSPECT and who.uid not in self._trusted:
+            raise AccessDenied(
+                f"uid {who.uid} may look, but not {action.value}; "
+                f"call as root or as the daemon's user (uid {os.geteuid()})"
+            )
+
+    def forget(self) -> None:
+        """Forget everybody: another bus gives the same names to others."""
+        self._known.clear()

@@ -1,0 +1,247 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One handler for every message that comes in: it finds the object, looks the method up, calls, and replies once.
+
+The libraries can export objects by themselves, but scan all of them on each change and invent things in introspection
+(docs/decisions/0003). Here an object is found by its path (`objects.Tree`), a method in the view's table, and the
+standard interfaces are answered for all objects alike. Nothing that a caller sends gets an exception out of here:
+what is wrong with a call is its error reply, what is wrong with us is one too, and a line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from ..errors import DoorbellError
+from ..fds.owned import Fd
+from . import interfaces
+from .authority import Authority
+from .library import Message, MessageFlag, MessageType
+from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, OBJECT_MANAGER, PROPERTIES, ROOT
+from .objects import Tree
+from .views import Call, View
+from .writer import Writer, empty_return, take
+
+log = structlog.get_logger()
+
+_METHOD_CALL = MessageType.METHOD_CALL
+_NO_REPLY_EXPECTED = MessageFlag.NO_REPLY_EXPECTED
+_FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
+_STANDARD = (DBUS_PEER, INTROSPECTABLE, PROPERTIES)
+
+
+class CallError(Exception):
+    """A call that is wrong by D-Bus's own rules; *name* is the last part of an org.freedesktop.DBus.Error."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+class Router:
+    """Answers method calls from *tree*; `writer` and `next_serial` are those of the connection of the moment."""
+
+    def __init__(self, tree: Tree, authority: Authority) -> None:
+        self._tree = tree
+        self._authority = authority
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.writer: Writer | None = None
+        self.next_serial: Callable[[], int] = lambda: 0
+
+    def handle(self, msg: Any) -> bool:
+        """Take a message from the library; True if it is done with."""
+        if msg.unix_fds:
+            take(msg.unix_fds)
+        if msg.message_type is not _METHOD_CALL:
+            return False
+        try:
+            result = self._dispatch(msg)
+            if inspect.isawaitable(result):
+                self._later(msg, result)
+            else:
+                self._reply(msg, *result)
+        except Exception as error:
+            self._reply_error(msg, error)
+        return True
+
+    # Finding what to call
+
+    def _dispatch(self, msg: Any) -> Any:
+        """Call what *msg* names: gives (signature, value), or an awaitable of it."""
+        view = self._tree.find(msg.path)
+        if view is not None and msg.interface in (view.interface.name, None):
+            call = view.calls.get(msg.member)
+            if call is not None:
+                return self._call(msg, view, call)
+            if msg.interface is not None:
+                raise CallError("UnknownMethod", f"{view.interface.name} has no method {msg.member}")
+        return self._standard(msg, view)
+
+    def _call(self, msg: Any, view: View, call: Call) -> Any:
+        if msg.signature != call.takes:
+            raise CallError(
+                "InvalidArgs", f'{msg.member} takes arguments of signature "{call.takes}", not "{msg.signature}"'
+            )
+        who = self._authority.known(msg.sender)
+        if who is None:
+            return self._call_when_known(msg, view, call)
+        self._authority.check(call.action, who)
+        arguments = (who, *msg.body) if call.wants_caller else msg.body
+        result = call.function(view, *arguments)
+        return self._awaited(call, result) if inspect.isawaitable(result) else (call.returns, result)
+
+    async def _call_when_known(self, msg: Any, view: View, call: Call) -> Any:
+        await self._authority.learn(msg.sender)
+        if self._tree.find(msg.path) is None:
+            raise CallError("UnknownObject", f"{msg.path} went away")
+        result = self._call(msg, view, call)
+        return await result if inspect.isawaitable(result) else result
+
+    @staticmethod
+    async def _awaited(call: Call, result: Any) -> tuple[str, Any]:
+        return call.returns, await result
+
+    # The interfaces that every object has
+
+    def _standard(self, msg: Any, view: View | None) -> tuple[str, Any]:
+        for name in (*_STANDARD, OBJECT_MANAGER):
+            if msg.interface in (name, None) and msg.member in interfaces.standard(name).methods:
+                takes = interfaces.standard(name).methods[msg.member].takes
+                if msg.signature != takes:
+                    raise CallError("InvalidArgs", f'{msg.member} takes "{takes}", not "{msg.signature}"')
+                return self._answer(msg, name, view)
+        if view is None and not self._tree.children(msg.path):
+            raise CallError("UnknownObject", f"no object at {msg.path}")
+        if msg.interface in (*_STANDARD, OBJECT_MANAGER, view.interface.name if view else None, None):
+            raise CallError("UnknownMethod", f"{msg.interface or msg.path} has no method {msg.member}")
+        raise CallError("UnknownInterface", f"{msg.path} has no interface {msg.interface}")
+
+    def _answer(self, msg: Any, interface: str, view: View | None) -> tuple[str, Any]:
+        if interface == DBUS_PEER:
+            return ("", None) if msg.member == "Ping" else ("s", _machine_id())
+        children = self._tree.children(msg.path)
+        if view is None and not children:
+            raise CallError("UnknownObject", f"no object at {msg.path}")
+        if interface == INTROSPECTABLE:
+            return "s", self._introspect(msg.path, view, children)
+        if interface == OBJECT_MANAGER:
+            if msg.path != ROOT:
+                raise CallError("UnknownInterface", f"{msg.path} has no object manager; the one there is, is {ROOT}")
+            return "a{oa{sa{sv}}}", {path: self.describe(view) for path, view in self._tree.listed()}
+        if view is None:
+            raise CallError("UnknownInterface", f"{msg.path} has no properties")
+        return self._properties(msg, view)
+
+    @staticmethod
+    def describe(view: View) -> dict[str, dict[str, Any]]:
+        """Give a view's interfaces with all properties."""
+        return {view.interface.name: view.get_all()}
+
+    @staticmethod
+    def _introspect(path: str, view: View | None, children: list[str]) -> str:
+        names = list(_STANDARD) if view else [DBUS_PEER, INTROSPECTABLE]
+        if path == ROOT:
+            names.append(OBJECT_MANAGER)
+        listed = [interfaces.standard(name) for name in names]
+        return interfaces.introspection(listed + ([view.interface] if view else []), children)
+
+    @staticmethod
+    def _properties(msg: Any, view: View) -> tuple[str, Any]:
+        interface, name = msg.body[0], msg.body[1] if len(msg.body) > 1 else ""
+        known = interface in ("", view.interface.name)
+        if not known and interface not in (*_STANDARD, OBJECT_MANAGER):
+            raise CallError("UnknownInterface", f"{msg.path} has no interface {interface}")
+        if msg.member == "GetAll":
+            return "a{sv}", view.get_all() if known else {}
+        if not known or name not in view.interface.properties:
+            raise CallError("UnknownProperty", f"{interface or view.interface.name} has no property {name}")
+        if msg.member == "Set":
+            raise CallError("PropertyReadOnly", f"{name} can't be set")
+        return "v", view.get(name)
+
+    # Replying, exactly once
+
+    def _later(self, msg: Any, result: Any) -> None:
+        async def finish() -> None:
+            try:
+                self._reply(msg, *await result)
+            except Exception as error:
+                self._reply_error(msg, error)
+
+        task = asyncio.get_running_loop().create_task(finish())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _reply(self, msg: Any, signature: str, value: Any) -> None:
+        fds = [value] if isinstance(value, Fd) else []
+        if self.writer is None or msg.flags & _NO_REPLY_EXPECTED:
+            for fd in fds:
+                fd.close()
+            return
+        if not signature:
+            self.writer.write(empty_return(self.next_serial(), msg.serial, msg.sender), [])
+            return
+        reply = Message(
+            message_type=MessageType.METHOD_RETURN,
+            flags=_NO_REPLY_EXPECTED,
+            reply_serial=msg.serial,
+            destination=msg.sender,
+            signature=signature,
+            body=[0 if fds else value],
+            unix_fds=[fd.fileno() for fd in fds],
+            serial=self.next_serial(),
+        )
+        self.writer.write(reply._marshall(True), fds)
+
+    def _reply_error(self, msg: Any, error: Exception) -> None:
+        if isinstance(error, CallError):
+            name = f"{_FREEDESKTOP_ERROR}.{error.name}"
+        elif isinstance(error, DoorbellError):
+            name = f"{ERROR_PREFIX}.{type(error).__name__}"
+        else:
+            log.error("a D-Bus call failed for a reason that is ours", member=msg.member, path=msg.path, exc_info=error)
+            name, error = f"{_FREEDESKTOP_ERROR}.Failed", RuntimeError("internal error; the daemon's log has it")
+        if self.writer is None or msg.flags & _NO_REPLY_EXPECTED:
+            return
+        reply = Message(
+            message_type=MessageType.ERROR,
+            flags=_NO_REPLY_EXPECTED,
+            reply_serial=msg.serial,
+            destination=msg.sender,
+            error_name=name,
+            signature="s",
+            body=[str(error)],
+            serial=self.next_serial(),
+        )
+        self.writer.write(reply._marshall(True), [])
+
+    def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
+        """Send a signal, if there is a bus to send it to."""
+        if self.writer is None:
+            return
+        message = Message(
+            message_type=MessageType.SIGNAL,
+            flags=_NO_REPLY_EXPECTED,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=body,
+            serial=self.next_serial(),
+        )
+        self.writer.write(message._marshall(True), [])
+
+
+def _machine_id() -> str:
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            with open(path, encoding="ascii") as file:
+                return file.read().strip()
+        except OSError:
+            continue
+    raise CallError("Failed", "this host has no machine ID; systemd-machine-id-setup makes one")

@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tells what happens in regions in lines that a person reads. What guests can cause at will is rate-limited."""
+
+from __future__ import annotations
+
+import structlog
+
+from ..host.events import PeerAdded, PeerRefused, PeerRemoved, RegionAdded, RegionEvent, RegionRemoved
+from ..log import Limiter
+
+log = structlog.get_logger()
+
+
+class Chronicle:
+    """A listener of the host that logs."""
+
+    def __init__(self) -> None:
+        self._limited = Limiter()
+
+    def hear(self, event: RegionEvent) -> None:
+        """Log *event*, if it is worth a line."""
+        region = event.region.name
+        match event:
+            case RegionAdded(region=there):
+                log.info("region serves", region=region, socket=there.spec.socket, size=there.spec.size)
+            case RegionRemoved():
+                log.info("region removed", region=region)
+            case PeerAdded(peer=peer):
+                who = peer.who
+                details = {"peer": peer.id, "vm": who.vm_name or None, "pid": who.pid, "uid": who.uid, "unit": who.unit}
+                known = {key: value for key, value in details.items() if value not in (None, "")}
+                self._limited(log.info, f"{region}: joins", "peer joined", region=region, **known)
+            case PeerRemoved(peer=peer, reason=reason):
+                self._limited(log.info, f"{region}: leaves", "peer left", region=region, peer=peer.id, reason=reason)
+            case PeerRefused(reason=reason):
+                self._limited(log.warning, f"{region}: refusals", "connection refused", region=region, reason=reason)

@@ -1,0 +1,20 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures that every kind of test may use."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Give a directory whose path is short enough for UNIX sockets below it, whatever the test is called."""
+    directory = Path(tempfile.mkdtemp(prefix="db"))
+    yield directory
+    shutil.rmtree(directory)

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A doorbelld to test: started as a user starts it, ready when it says so, stopped whatever happens.
+
+Readiness comes through sd_notify's own socket, so nothing polls and nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+DEADLINE = 20.0
+BIN = Path(sys.executable).parent
+
+
+class Daemon:
+    """A doorbelld process with the configuration *regions* (TOML), on a private bus unless *bus* names another."""
+
+    def __init__(
+        self,
+        directory: Path,
+        regions: str = "[region.demo]\n",
+        *,
+        bus: str = "private",
+        environment: Mapping[str, str] | None = None,
+        log_level: str = "debug",
+    ) -> None:
+        self.directory = directory
+        self.runtime = directory / "run"
+        self.config = directory / "doorbelld.toml"
+        self.write_config(regions)
+        self.bus = f"unix:path={self.runtime}/bus" if bus == "private" else bus
+        self._bus_word = bus
+        self._log_level = log_level
+        self._environment = {**os.environ, **(environment or {})}
+        self._log_path = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def write_config(self, regions: str) -> None:
+        """Replace the configuration file."""
+        self.config.write_text(f'[daemon]\nruntime-directory = "{self.runtime}"\n{regions}')
+
+    def start(self) -> Daemon:
+        """Start it and wait until it is ready; AssertionError with its log if it is not."""
+        notify = self.directory / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening, self._log_path.open("ab") as log:
+            notify.unlink(missing_ok=True)
+            listening.bind(str(notify))
+            listening.settimeout(DEADLINE)
+            self.process = subprocess.Popen(
+                [BIN / "doorbelld", "--config", self.config, "--bus", self._bus_word, "--log-level", self._log_level],
+                env={**self._environment, "NOTIFY_SOCKET": str(notify)},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pipesize=-1,
+            )
+            pidfd = os.pidfd_open(self.process.pid)
+            try:
+                self._wait(listening, pidfd)
+            finally:
+                os.close(pidfd)
+        return self
+
+    def _wait(self, listening: socket.socket, pidfd: int) -> None:
+        import select
+
+        while True:
+            readable, _, _ = select.select([listening, pidfd], [], [], DEADLINE)
+            if listening in readable:
+                if b"READY=1" in listening.recv(4096):
+                    return
+            else:
+                self.stop()
+                raise AssertionError(f"doorbelld did not get ready:\n{self.log}")
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """All it has logged so far."""
+        return self._log_path.read_text()
+
+    def socket(self, region: str = "demo") -> Path:
+        """Where guests of *region* connect, unless its configuration says otherwise."""
+        return self.runtime / region / "socket"
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def stop(self) -> int:
+        """End it with SIGTERM and give its exit status."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"doorbelld did not stop:\n{self.log}") from None
+        self.process = None
+        return status
+
+    def __enter__(self) -> Daemon:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        status = self.stop()
+        if kind is None:
+            assert status == 0, self.log
