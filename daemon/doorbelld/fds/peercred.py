@@ -32,6 +32,8 @@ class Credentials:
     gid: int
     vm_name: str = ""
     unit: str = ""
+    program: str = ""
+    """Base name of what it runs."""
 
 
 def credentials(sock: socket.socket) -> Credentials:
@@ -43,8 +45,9 @@ def identify(sock: socket.socket) -> Credentials:
     """Like `credentials`, with VM name and unit looked up in /proc."""
     known = credentials(sock)
     unit, machine = _unit(_read(f"/proc/{known.pid}/cgroup"))
-    vm_name = machine or vm_name_of(_read(f"/proc/{known.pid}/cmdline").split(b"\0"))
-    return Credentials(known.pid, known.uid, known.gid, vm_name, unit)
+    argv = _read(f"/proc/{known.pid}/cmdline").split(b"\0")
+    program = _printable(os.path.basename(argv[0]))
+    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program)
 
 
 def vm_name_of(argv: list[bytes]) -> str:

@@ -39,6 +39,7 @@ from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
+from ..wire.ivshmem import REFUSAL, encode
 from . import memory
 from .courier import Courier, Recipient
 from .events import PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung
@@ -270,13 +271,15 @@ class Region:
                 self._accept_pause = self._loop.call_later(_ACCEPT_PAUSE, self._serve)
                 return
             try:
-                self._admit(sock, identify(sock))
-            except DoorbellError as error:
-                sock.close()
-                self._refuse(str(error))
+                who = identify(sock)
             except OSError as error:  # it is gone already
                 sock.close()
                 self._refuse(f"it went away while being greeted: {error.strerror}")
+                continue
+            try:
+                self._admit(sock, who)
+            except DoorbellError as error:
+                self._refuse(str(error), sock, who.program.startswith("qemu"))
 
     def _turn_away(self, cause: OSError) -> bool:
         """Accept and close one connection for which there is no descriptor; False if not even that worked."""
@@ -285,11 +288,22 @@ class Region:
                 sock, _ = self._listener.sock.accept()
             except OSError:
                 return False
-            sock.close()
-        self._refuse(f"no descriptor left ({cause.strerror}); raise LimitNOFILE= or the hard limit")
+            self._refuse(
+                f"no descriptor left ({cause.strerror}); raise LimitNOFILE= or the hard limit", sock, in_words=True
+            )
         return True
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, sock: socket.socket | None = None, in_words: bool = False) -> None:
+        """Tell of a refusal, and close the connection if there is one.
+
+        *in_words* sends a version that nobody knows first: QEMU (seen with 7.2) reads an early end of the stream
+        over and over, at full speed, but gives up on a wrong version with an error.
+        """
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                if in_words:
+                    sock.send(encode(REFUSAL), socket.MSG_DONTWAIT)
+            sock.close()
         self._emit(PeerRefused(self, reason))
 
     def _admit(self, sock: socket.socket, who: Credentials) -> Peer:

@@ -30,6 +30,8 @@ from ..fds.owned import Fd
 
 PROTOCOL_VERSION = 0
 SHARED_MEMORY = -1
+REFUSAL = -2
+"""A version that no client knows: what a QEMU is told that may not connect (docs/decisions/0005)."""
 ID_MAX = 65535
 MESSAGE = struct.Struct("<q")
 
