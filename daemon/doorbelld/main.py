@@ -78,7 +78,7 @@ class Daemon:
             self._readiness.stopping()
             log.info("stopping")
             keeper.cancel()
-            await connection.close()
+            connection.close()
             return os.EX_OK
         finally:
             self._host.close()

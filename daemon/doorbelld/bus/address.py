@@ -5,10 +5,17 @@
 from __future__ import annotations
 
 import os
+import re
 
 from ..errors import BusUnavailable
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+
+
+def of_socket(path: str) -> str:
+    """Write the address of the bus that listens at *path* (D-Bus Specification, "Server Addresses")."""
+    raw = path.encode()
+    return "unix:path=" + re.sub(rb"[^-0-9A-Za-z_/.]", lambda match: b"%%%02x" % match[0], raw).decode()
 
 
 def resolve(bus: str) -> str:
@@ -24,7 +31,7 @@ def resolve(bus: str) -> str:
             return address
         socket = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "bus")
         if os.path.isabs(socket) and os.path.exists(socket):
-            return f"unix:path={socket}"
+            return of_socket(socket)
         raise BusUnavailable("no session bus: DBUS_SESSION_BUS_ADDRESS is not set; use --bus private")
     if ":" in bus:
         return bus

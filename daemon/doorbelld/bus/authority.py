@@ -50,12 +50,15 @@ class Authority:
         """
         if (who := self._known.get(sender)) is not None:
             return who
+        known = self._known
         try:
             said = await self._ask(sender)
             groups = said.get("UnixGroupIDs") or [-1]
             who = Credentials(int(said.get("ProcessID", 0)), int(said["UnixUserID"]), int(groups[0]))
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever the library raises when the bus goes away
             raise AccessDenied(f"the bus does not say who {sender} is") from error
+        if known is not self._known:
+            raise AccessDenied(f"the bus that knew {sender} is gone")
         self._known[sender] = who
         while len(self._known) > _CACHE_MAX:
             self._known.popitem(last=False)
@@ -71,4 +74,4 @@ class Authority:
 
     def forget(self) -> None:
         """Forget everybody: another bus gives the same names to others."""
-        self._known.clear()
+        self._known = OrderedDict()  # a new one: an answer of the old bus that is on its way must not get in

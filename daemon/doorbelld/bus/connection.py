@@ -22,6 +22,7 @@ from .authority import Authority
 from .library import AuthError, Message, MessageBus, MessageType, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH
 from .objects import Tree
+from .reader import Reader
 from .router import Router
 from .writer import Writer
 
@@ -50,6 +51,7 @@ class Connection:
         self._router = Router(tree, self._authority)
         self._announcer = Announcer(loop, tree, self._router)
         self._bus: Any = None
+        self._reader: Reader | None = None
         self._writer: Writer | None = None
         host.listen(self._announcer.hear)
 
@@ -82,13 +84,9 @@ class Connection:
                 delay = min(delay * 2, _RETRY_MAX)
             log.info("on the message bus again", address=address)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Leave the bus."""
-        if self._bus is not None:
-            bus = self._bus
-            self._drop()
-            bus.disconnect()
-            await asyncio.sleep(0)
+        self._drop()
 
     async def _connect(self) -> str:
         address = await self._locate()
@@ -96,8 +94,10 @@ class Connection:
             bus = await MessageBus(bus_address=address, negotiate_unix_fd=True).connect()
         except (OSError, AuthError, ValueError) as error:
             raise BusUnavailable(f"no message bus at {address}: {error}; is it running? --bus names another") from error
-        # see writer.py for what is wrong with the one that it has
+        # see writer.py and reader.py for what is wrong with those that it has
+        self._loop.remove_reader(bus._fd)
         bus._writer = self._writer = Writer(bus._sock, self._loop, bus._finalize, self._announcer.press)
+        self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, bus._finalize)
         self._bus = bus
         self._router.writer, self._router.next_serial = self._writer, bus.next_serial
         bus.add_message_handler(self._router.handle)  # before the name is ours: calls come at once then
@@ -109,7 +109,6 @@ class Connection:
                 raise BusUnavailable("another doorbelld owns it; stop that one, or use another --bus")
         except Exception as error:
             self._drop()
-            bus.disconnect()
             raise BusUnavailable(f"can't own {BUS_NAME} on {address}: {error}") from error
         return address
 
@@ -117,9 +116,14 @@ class Connection:
         self._router.writer = None
         self._authority.forget()
         self._announcer.press(False)
-        if self._writer is not None:
-            self._writer.close()
-        self._bus = self._writer = None
+        for half in (self._reader, self._writer):
+            if half is not None:
+                half.close()
+        if self._bus is not None:
+            self._bus._finalize(None)
+            self._bus._stream.close()  # the libraries leave both open
+            self._bus._sock.close()
+        self._bus = self._reader = self._writer = None
 
     async def _ask(self, sender: str) -> dict[str, Any]:
         reply = await self._bus.call(_to_bus("GetConnectionCredentials", "s", [sender]))

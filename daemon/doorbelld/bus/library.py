@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 from typing import Any
 
@@ -29,7 +30,23 @@ Message: Any = _root.Message
 MessageType: Any = _root.MessageType
 MessageFlag: Any = _root.MessageFlag
 Variant: Any = _root.Variant
+_private: Any = importlib.import_module(f"{LIBRARY}._private.unmarshaller")
 AuthError: Any = _root.AuthError
+
+
+def parse(raw: bytes) -> Any:
+    """Parse one whole message.
+
+    Raises:
+        Exception: whatever the library raises for one that is not well-formed.
+    """
+    parser = _private.Unmarshaller(io.BytesIO(raw))
+    message = parser.unmarshall()
+    if message is True:  # dbus-next says whether there is one, dbus-fast gives it
+        message = parser.message
+    if message is None:
+        raise ValueError("a message that ends before its end")
+    return message
 
 
 def describe() -> str:

@@ -17,12 +17,13 @@ import signal
 
 from ..errors import BusUnavailable, SocketInUse
 from ..fds import listener
+from .address import of_socket
 
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>session</type>
-  <listen>unix:path={socket}</listen>
+  <listen>{address}</listen>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow send_destination="*" eavesdrop="true"/>
@@ -41,7 +42,7 @@ class PrivateBus:
 
     def __init__(self, directory: str) -> None:
         self.socket = os.path.join(directory, "bus")
-        self.address = f"unix:path={self.socket}"
+        self.address = of_socket(self.socket)
         self._directory = directory
         self._log = os.path.join(directory, "bus.log")
         self._process: asyncio.subprocess.Process | None = None
@@ -53,7 +54,13 @@ class PrivateBus:
             BusUnavailable: there is no dbus-daemon, or it does not start.
         """
         if self._process is None or self._process.returncode is not None:
-            await self._start()
+            try:
+                await self._start()
+            except OSError as error:
+                raise BusUnavailable(
+                    f"no private bus: {error.filename or self._directory}: {error.strerror}; "
+                    "give the daemon's user a runtime-directory that it may write to"
+                ) from error
         return self.address
 
     async def _start(self) -> None:
@@ -69,7 +76,7 @@ class PrivateBus:
             raise BusUnavailable(f"{error}; another doorbelld seems to run there") from error
         config = os.path.join(self._directory, "bus.conf")
         with open(config, "w", encoding="utf-8") as file:
-            file.write(_CONFIG.format(socket=self.socket))
+            file.write(_CONFIG.format(address=self.address))
         with open(self._log, "wb") as words:
             self._process = await asyncio.create_subprocess_exec(
                 *(program, f"--config-file={config}", "--nofork", "--nopidfile", "--nosyslog", "--print-address=1"),

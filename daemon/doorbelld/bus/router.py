@@ -25,7 +25,7 @@ from .library import Message, MessageFlag, MessageType
 from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, OBJECT_MANAGER, PROPERTIES, ROOT
 from .objects import Tree
 from .views import Call, View
-from .writer import Writer, empty_return, take
+from .writer import Writer, empty_return
 
 log = structlog.get_logger()
 
@@ -55,8 +55,6 @@ class Router:
 
     def handle(self, msg: Any) -> bool:
         """Take a message from the library; True if it is done with."""
-        if msg.unix_fds:
-            take(msg.unix_fds)
         if msg.message_type is not _METHOD_CALL:
             return False
         try:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import os
 import socket
 import struct
 from collections import deque
@@ -175,9 +174,3 @@ class Writer:
 def _settle(future: asyncio.Future[None] | None) -> None:
     if future is not None and not future.done():
         future.set_result(None)
-
-
-def take(fds: list[int]) -> None:
-    """Close descriptors that a caller sent: no method of ours takes any, and the libraries never close them."""
-    for fd in fds:
-        os.close(fd)

@@ -54,7 +54,7 @@ class Listener:
             return cls._open(path, owner, group, mode)
         except OSError as error:
             cure = _CURES.get(error.errno or 0, "choose another socket path")
-            raise SocketUnavailable(f"{error.filename or path}: {error.strerror}; {cure}") from error
+            raise SocketUnavailable(f"{error.filename or path}: {error.strerror or error}; {cure}") from error
 
     @classmethod
     def _open(cls, path: str, owner: str, group: str, mode: int) -> Listener:

@@ -10,15 +10,17 @@ The socket is never allowed to block (MSG_DONTWAIT), whatever a peer does to its
 
 *Ringing.* An eventfd is shared with every peer that may ring it, and O_NONBLOCK belongs to the open file, not to
 the descriptor: any of them can clear the flag, fill the counter, and so make the next write(2) of ours block for
-ever (or drain it and make our read(2) block). There is no MSG_DONTWAIT for an eventfd. So `ring` and `drain` run
-under a guard: a POSIX timer that sends this very thread a signal with a handler that does nothing, again and
-again until it is disarmed. A blocked call then returns EINTR within 10 ms, and we set the flag anew.
+ever (or drain it and make our read(2) block). Reading has an answer to that, preadv2(2) with RWF_NOWAIT; writing has
+none. So `ring` looks with poll(2) first, and a counter found full is not written to; what is left is the moment
+between the two. For that one it runs under a guard: a POSIX timer that sends this very thread a signal with a
+handler that does nothing, again and again until it is disarmed. A blocked call then returns EINTR within 10 ms, and
+we set the flag anew.
 
 Invariants
 ----------
 1. No function here takes ownership of a descriptor.
-2. No function blocks longer than the guard's period times the number of descriptors given.
-3. Errors are returned as errno values, not raised: the caller decides whose fault it is.
+2. No function blocks longer than the guard's period times the number of descriptors whose sharers win that race.
+3. What a system call says is returned as errno values, not raised: the caller decides whose fault it is.
 """
 
 from cpython cimport array
@@ -49,8 +51,19 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_LEN(size_t length)
     enum: SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL
 
+cdef extern from "<sys/uio.h>" nogil:
+    enum: RWF_NOWAIT
+    ssize_t preadv2(int fd, const iovec *vectors, int count, long offset, int flags)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum: POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout)
+
 cdef extern from "<unistd.h>" nogil:
-    ssize_t read(int fd, void *data, size_t count)
     ssize_t write(int fd, const void *data, size_t count)
 
 cdef extern from "<fcntl.h>" nogil:
@@ -199,6 +212,32 @@ def ring(array.array fds not None):
     return failed
 
 
+def look_up(dict doorbells not None, targets not None):
+    """Find the eventfds of many (ID, index) pairs in *doorbells*, a dict of ``array('i')`` by ID.
+
+    Returns:
+        The eventfds as ``array('i')``, borrowed.
+
+    Raises:
+        LookupError: its argument is the first pair that is not there.
+    """
+    cdef array.array found = array.array("i", bytes(len(targets) * sizeof(int)))
+    cdef array.array of
+    cdef Py_ssize_t i = 0
+    cdef long index
+    for pair in targets:
+        entry = doorbells.get(pair[0])
+        if entry is None:
+            raise LookupError(pair)
+        of = entry
+        index = pair[1]
+        if not 0 <= index < len(of):
+            raise LookupError(pair)
+        found.data.as_ints[i] = of.data.as_ints[index]
+        i += 1
+    return found
+
+
 def ring_one(int fd):
     """Add one to the eventfd *fd*; like `ring`, for the most common number of them."""
     cdef int error = guard_arm()
@@ -215,18 +254,22 @@ def drain(int fd):
         ``(count, error)``: 0 where there was nothing to take.
     """
     cdef uint64_t count = 0
-    cdef int error = guard_arm()
-    if not error:
-        # SAFETY: count is as large as what an eventfd writes there.
-        if read(fd, &count, sizeof(count)) != sizeof(count):
-            count = 0
-            error = _forgive(fd)
-        guard_disarm()
-    return count, error
+    cdef iovec vector
+    vector.iov_base = &count
+    vector.iov_len = sizeof(count)
+    # SAFETY: count is as large as what an eventfd writes there.
+    if preadv2(fd, &vector, 1, -1, RWF_NOWAIT) == sizeof(count):
+        return count, 0
+    return 0, _forgive(fd)
 
 
 cdef int _ring(int fd) noexcept nogil:
     cdef uint64_t one = 1
+    cdef pollfd look
+    look.fd = fd
+    look.events = POLLOUT
+    if poll(&look, 1, 0) == 0:
+        return 0
     # SAFETY: the kernel reads 8 bytes from a variable of 8 bytes.
     return 0 if write(fd, &one, sizeof(one)) == sizeof(one) else _forgive(fd)
 

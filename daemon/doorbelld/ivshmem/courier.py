@@ -16,7 +16,8 @@ loop look at everything else. ETOOMANYREFS means that too many descriptors of ou
 not read: the socket may well be writable, so waiting for that would spin; a timer looks again.
 
 A BLOCKED or THROTTLED recipient whose socket has taken nothing, and whose owner has read nothing, for *stall
-timeout* seconds is given up. Its own reading shows in SIOCOUTQ even while there is not yet room for more.
+timeout* seconds is given up. Its own reading shows in SIOCOUTQ even while there is not yet room for more. One that
+has read all there was and is THROTTLED all the same waits for others, and is not blamed for it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Recipient:
         self.outbox = outbox
         self.state = State.IDLE
         self.progress = 0.0
-        """Loop time when it was last seen to take something."""
+        """Loop time when it was last seen to take something, or began to wait."""
         self.unread = 0
         """Bytes the kernel held for it when last looked at."""
 
@@ -79,12 +80,16 @@ class Courier(Generic[R]):
 
     def wake(self, recipients: Iterable[R]) -> None:
         """Learn that these may have something to be told."""
-        ready = self._ready
+        now = self._loop.time()
         for recipient in recipients:
             if recipient.state is State.IDLE:
+                recipient.progress = now  # nothing waited until now
                 recipient.state = State.READY
-                ready.append(recipient)
-        if ready and self._turn is None:
+                self._ready.append(recipient)
+        self._arrange_turn()
+
+    def _arrange_turn(self) -> None:
+        if self._ready and self._turn is None:
             self._turn = self._loop.call_soon(self._run)
 
     def forget(self, recipient: R) -> None:
@@ -110,8 +115,7 @@ class Courier(Generic[R]):
             self._deliver(self._ready.popleft())
             if self._loop.time() > deadline:
                 break
-        if self._ready:
-            self._turn = self._loop.call_soon(self._run)
+        self._arrange_turn()
 
     def _deliver(self, recipient: R) -> None:
         values, fds = recipient.outbox.batch(BATCH)
@@ -141,15 +145,15 @@ class Courier(Generic[R]):
 
     def _watch(self, recipient: R) -> None:
         self._waiting.add(recipient)
-        if not recipient.progress:
-            recipient.progress = self._loop.time()
         if self._patrol is None and self._stall_timeout:
             self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
 
     def _resume(self, recipient: R) -> None:
         if recipient in self._waiting:
             self._unblock(recipient)
-            self.wake((recipient,))
+            recipient.state = State.READY  # not by `wake`: it has been waiting all along
+            self._ready.append(recipient)
+            self._arrange_turn()
 
     def _unblock(self, recipient: R) -> None:
         if recipient.state is State.BLOCKED:
@@ -161,8 +165,10 @@ class Courier(Generic[R]):
         self._patrol = None
         now = self._loop.time()
         for recipient in list(self._waiting):
+            if recipient not in self._waiting:  # gone by what its predecessor's end set off
+                continue
             unread = unread_bytes(recipient.sock_fd)
-            if unread < recipient.unread:
+            if unread < recipient.unread or not unread:
                 recipient.progress = now
             recipient.unread = unread
             if now - recipient.progress >= self._stall_timeout:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass
 
 from ..errors import MemoryUnavailable
@@ -83,8 +84,15 @@ def _anonymous(size: int, name: str, huge: bool) -> Fd:
 
 
 def _named(path: str, size: int) -> Fd:
-    fd = Fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    found = os.fstat(fd.fileno()).st_size
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd, made = Fd(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)), True
+    except FileExistsError:
+        fd, made = Fd(os.open(path, flags)), False
+    status = os.fstat(fd.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise MemoryUnavailable(f"{path}: it is no regular file; name one, or choose another backing")
+    found = status.st_size
     if found not in (0, size):
         raise MemoryUnavailable(
             f"{path}: it is {found} bytes long, the region {size}; remove it or set the region's size to {found}"
@@ -92,7 +100,7 @@ def _named(path: str, size: int) -> Fd:
     try:
         os.posix_fallocate(fd.fileno(), 0, size)
     except OSError:
-        if not found:
+        if made:
             os.unlink(path)
         raise
     return fd

@@ -28,8 +28,7 @@ import os
 import select
 import socket
 import time
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,6 +52,7 @@ from .spec import RegionSpec
 STATE_VERSION = 1
 _ACCEPT_BURST = 16
 _ACCEPT_PAUSE = 0.25
+_CLOSED = "it closed its connection"
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -175,9 +175,12 @@ class Region:
         for peer in self.peers.values():
             native.ring(peer.member.eventfds.array)
 
-    def notify_many(self, targets: Iterable[tuple[int, int]]) -> None:
+    def notify_many(self, targets: Sequence[Sequence[int]]) -> None:
         """Ring many (peer ID, vector); all are looked up before the first is rung."""
-        native.ring(array("i", [self.doorbell(peer_id, vector) for peer_id, vector in targets]))
+        try:
+            native.ring(native.look_up(self.roster.doorbells, targets))
+        except LookupError as error:
+            self.doorbell(*error.args[0])  # raises, with words
 
     def member(self, peer_id: int) -> Member:
         """Find a member by ID (ivshmem_client_search_peer)."""
@@ -188,7 +191,9 @@ class Region:
 
     def doorbell(self, peer_id: int, vector: int) -> int:
         """Find the eventfd of a doorbell, borrowed."""
-        eventfds = self.member(peer_id).eventfds
+        eventfds = self.roster.doorbells.get(peer_id)
+        if eventfds is None:
+            eventfds = self.member(peer_id).eventfds.array  # raises, with words
         if not 0 <= vector < len(eventfds):
             raise NoSuchVector(
                 f'peer {peer_id} of region "{self.name}" has vectors 0 to {len(eventfds) - 1}, not {vector}'
@@ -308,7 +313,7 @@ class Region:
 
     def _admit(self, sock: socket.socket, who: Credentials) -> Peer:
         """Make a peer of a connection; on an error the socket is still the caller's."""
-        if len(self.peers) >= self.spec.max_peers:
+        if len(self.peers) >= self.spec.max_peers and not self._bury_the_dead():
             raise LimitExceeded(f'region "{self.name}" has its {self.spec.max_peers} peers; raise max-peers')
         rule = first_match(self.spec.peer, who)
         if self.spec.peer and rule is None:
@@ -329,6 +334,12 @@ class Region:
         self._emit(PeerAdded(self, peer))
         return peer
 
+    def _bury_the_dead(self) -> bool:
+        """Remove who hung up but was not heard yet; tell whether that made room."""
+        for peer in [peer for peer in self.peers.values() if _hung_up(peer.sock)]:
+            self._remove(peer, _CLOSED)
+        return len(self.peers) < self.spec.max_peers
+
     def _choose_id(self, rule: PeerRule | None) -> int:
         if rule is None or rule.id is None:
             if (peer_id := self._ids.take()) is None:
@@ -336,7 +347,7 @@ class Region:
             return peer_id
         holder = self.peers.get(rule.id)
         if holder is not None and _hung_up(holder.sock):  # a rebooted VM may be back before we read its farewell
-            self._remove(holder, "it closed its connection")
+            self._remove(holder, _CLOSED)
         if not self._ids.take_reserved(rule.id):
             by = f"pid {holder.who.pid}" if holder is not None else "another member"
             raise LimitExceeded(f'ID {rule.id} of region "{self.name}" is in use by {by}; disconnect that one first')
@@ -376,7 +387,7 @@ class Region:
         if data:
             self._remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
         else:
-            self._remove(peer, "it closed its connection")
+            self._remove(peer, _CLOSED)
 
     def _remove(self, peer: Peer, reason: str) -> None:
         self._courier.forget(peer)

@@ -40,6 +40,8 @@ class Roster:
 
     def __init__(self) -> None:
         self.by_id: dict[int, Member] = {}
+        self.doorbells: dict[int, array[int]] = {}
+        """The eventfds of each member by its ID: what ringing needs, in the form that native code takes."""
         self.ordered: list[Member] = []
         self._seqs: list[int] = []
         self.next_seq = 0
@@ -49,13 +51,14 @@ class Roster:
         member.seq = max(member.seq, self.next_seq)
         self.next_seq = member.seq + 1
         self.by_id[member.id] = member
+        self.doorbells[member.id] = member.eventfds.array
         self.ordered.append(member)
         self._seqs.append(member.seq)
 
     def remove(self, member: Member) -> None:
         """Take *member* out."""
         index = self.index(member.seq)
-        del self.by_id[member.id], self.ordered[index], self._seqs[index]
+        del self.by_id[member.id], self.doorbells[member.id], self.ordered[index], self._seqs[index]
 
     def index(self, seq: int) -> int:
         """Find the first member whose number is at least *seq*, as an index of ``ordered``."""

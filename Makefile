@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+PYTHON ?= python3
+DESTDIR ?=
+PREFIX ?= /usr
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(CURDIR)/run
+STAMP := $(VENV)/.doorbelld
+NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-unit test-integration test-guest bench lint build debug clean install
+
+help: ## Show this help.
+	@echo "doorbelld: try it with 'make run', test it with 'make test'."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml setup.py $(NATIVE)
+	@packaging/prerequisites setup
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/pip install --quiet --editable '.[fast,dev]'
+	@touch $@
+
+setup: $(STAMP) ## Make the virtual environment and build the native module.
+
+run: $(STAMP) ## Serve a demonstration region on a message bus of its own, in ./run; Ctrl-C stops it.
+	@mkdir -p $(RUN)
+	@sed 's|@RUN@|$(RUN)|' config/demo.toml > $(RUN)/doorbelld.toml
+	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private
+
+test: $(STAMP) ## Install what the tests need and run them all.
+	@packaging/prerequisites setup test
+	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q
+
+test-unit: $(STAMP) ## Run the unit tests and the linters only.
+	$(BIN)/pytest -q tests/unit
+
+test-integration: $(STAMP) ## Run the tests against real processes, without guests.
+	$(BIN)/pytest -q tests/integration --ignore tests/integration/test_guest.py
+
+test-guest: $(STAMP) ## Run the tests with real QEMU guests only.
+	@packaging/prerequisites test
+	$(BIN)/pytest -q tests/integration/test_guest.py
+
+bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
+	@packaging/prerequisites bench
+	@for one in join_storm dbus_notify objects startup; do $(BIN)/python bench/$$one.py || exit; done
+
+lint: $(STAMP) ## Check style, types and licences.
+	$(BIN)/pytest -q tests/unit/test_linters.py
+
+build: $(STAMP) ## Build a wheel into dist/.
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+debug: $(STAMP) ## Rebuild the native module with line tracing, assertions and no optimisation.
+	DOORBELLD_DEBUG=1 $(BIN)/pip install --quiet --force-reinstall --no-deps --editable .
+
+clean: ## Remove everything that was made here.
+	rm -rf $(VENV) build dist run daemon/*.egg-info
+	find daemon -name '*.so' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+install: $(STAMP) ## Install to $(DESTDIR)$(PREFIX), with all dependencies in a folder of our own.
+	packaging/install "$(BIN)/pip" "$(DESTDIR)" "$(PREFIX)"

@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The first five minutes: what a daemon on a bus of its own says once it serves. Every line can be typed as it is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from .bus import paths
+from .bus.names import BUS_NAME, REGION
+from .ctl.paste import qemu_arguments
+from .host.host import Host
+from .ivshmem.spec import in_units
+
+
+def text(host: Host, address: str) -> str:
+    """Say what *host* serves on the bus at *address*, how to attach to it, and how to ring."""
+    ctl = f"{_beside_us('doorbellctl')} --bus {shlex.quote(address)}"
+    lines = ["", "doorbelld serves, on a message bus of its own. Ctrl-C stops it."]
+    for region in host.regions.values():
+        spec = region.spec
+        ring = f"{BUS_NAME} {paths.region(spec.name)} {REGION} Notify qq {spec.first_id} 0"
+        lines += [
+            "",
+            f"Region {spec.name}: {in_units(spec.size)} of shared memory, {spec.vectors} doorbells a peer",
+            "  attach a guest: add this to a QEMU command line",
+            f"    {shlex.join(qemu_arguments(spec.name, spec.socket, spec.vectors))}",
+            "  ring its doorbell 0: either of",
+            f"    {ctl} notify {spec.name} {spec.first_id} 0",
+            f"    busctl --address={shlex.quote(address)} call {ring}",
+        ]
+    lines += [
+        "",
+        "See what is there, watch what happens, try it without a guest:",
+        f"    {ctl}",
+        f"    {ctl} monitor",
+        f"    {ctl} selftest",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _beside_us(program: str) -> str:
+    """Name *program* as one would type it here: it lies where we do."""
+    path = Path(sys.argv[0]).absolute().with_name(program)
+    relative = os.path.relpath(path)
+    return shlex.quote(relative if not relative.startswith("..") else str(path))
