@@ -61,8 +61,11 @@ class Daemon:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         try:
-            if not await self._make_regions():
+            async with self._reloading:  # a SIGHUP that comes early waits
+                made = await self._make_regions()
+            if not made:
                 return os.EX_CANTCREAT
             connection = Connection(self._host, self._loop, self._locate, self.reload)
             try:
@@ -70,7 +73,6 @@ class Daemon:
             except BusUnavailable as error:
                 log.error("no message bus", reason=str(error))
                 return os.EX_UNAVAILABLE
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
             self._readiness.ready(self._status())
             log.info("ready", version=__version__, bus=address, serving=self._status())
             keeper = self._loop.create_task(connection.keep())
@@ -148,6 +150,7 @@ class Daemon:
                 problems.append(Problem("daemon.runtime-directory", "can't change while serving", "restart the daemon"))
             if problems:
                 raise InvalidOptions(problems)
+            self._config = new  # now: should one below fail, what was made before it is still the file's to remove
             for name in old.regions.keys() - new.regions.keys():
                 if name in self._host.regions:
                     self._host.remove_region(name)
@@ -155,7 +158,6 @@ class Daemon:
                 if name not in self._host.regions:
                     await self._host.create_region(spec)
                     self._report_room(spec)
-            self._config = new
             log.info("configuration reloaded", serving=self._status())
 
 

@@ -20,6 +20,8 @@ from .errors import InvalidOptions, Problem
 
 T = TypeVar("T")
 
+_SIZE = re.compile(r"\s*(\d{1,18})\s*([KMGT]?)(?:i?B)?\s*", re.I | re.A)
+_DURATION = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|h|)\s*", re.A)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
@@ -29,7 +31,7 @@ def size(raw: object) -> int:
     if isinstance(raw, int) and not isinstance(raw, bool):
         value = raw
     else:
-        match = re.fullmatch(r"\s*(\d{1,18})\s*([KMGT]?)(?:i?B)?\s*", raw, re.I) if isinstance(raw, str) else None
+        match = _SIZE.fullmatch(raw) if isinstance(raw, str) else None
         if not match:
             raise ValueError(f'{raw!r} is not a size; write bytes or K, M, G, such as "4M"')
         value = int(match[1]) * _UNITS[match[2].upper()]
@@ -43,9 +45,9 @@ def duration(raw: object) -> float:
     if raw == "never":
         return 0.0
     if isinstance(raw, int | float) and not isinstance(raw, bool):
-        value = float(raw)
+        value = float(max(-1, min(raw, 1 << 63))) if isinstance(raw, int) else raw  # not every int fits a float
     else:
-        match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(us|ms|s|min|h|)\s*", raw) if isinstance(raw, str) else None
+        match = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
         if not match:
             raise ValueError(f'{raw!r} is not a duration; write seconds or us, ms, s, min, h, such as "30s"')
         value = float(match[1]) * _SECONDS[match[2]]

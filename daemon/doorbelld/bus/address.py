@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 import os
-import re
+import string
 
 from ..errors import BusUnavailable
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+_PLAIN = frozenset(f"-_/.{string.ascii_letters}{string.digits}")
 
 
 def of_socket(path: str) -> str:
     """Write the address of the bus that listens at *path* (D-Bus Specification, "Server Addresses")."""
-    raw = path.encode()
-    return "unix:path=" + re.sub(rb"[^-0-9A-Za-z_/.]", lambda match: b"%%%02x" % match[0], raw).decode()
+    return "unix:path=" + "".join(
+        chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in path.encode(errors="surrogateescape")
+    )
 
 
 def resolve(bus: str) -> str:

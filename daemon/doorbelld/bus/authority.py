@@ -9,6 +9,7 @@ twice during a bus's life, so an answer stays true and only the size of the cach
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,7 @@ class Authority:
     def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         self._ask = ask
         self._known: OrderedDict[str, Credentials] = OrderedDict()
+        self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._trusted = {0, os.geteuid()}
 
     def known(self, sender: str) -> Credentials | None:
@@ -45,20 +47,21 @@ class Authority:
     async def learn(self, sender: str) -> Credentials:
         """Tell who *sender* is, asking the bus if need be.
 
+        Who waits for the same answer goes on in the order of asking, so a caller's first calls keep theirs.
+
         Raises:
             AccessDenied: the bus does not say.
         """
-        if (who := self._known.get(sender)) is not None:
-            return who
-        known = self._known
+        asked = self._asked.get(sender)
+        if asked is None:
+            asked = self._asked[sender] = asyncio.ensure_future(self._ask(sender))
+            asked.add_done_callback(lambda _: self._asked.pop(sender, None))
         try:
-            said = await self._ask(sender)
+            said = await asyncio.shield(asked)
             groups = said.get("UnixGroupIDs") or [-1]
             who = Credentials(int(said.get("ProcessID", 0)), int(said["UnixUserID"]), int(groups[0]))
-        except Exception as error:  # whatever the library raises when the bus goes away
+        except (KeyError, TypeError, ValueError) as error:
             raise AccessDenied(f"the bus does not say who {sender} is") from error
-        if known is not self._known:
-            raise AccessDenied(f"the bus that knew {sender} is gone")
         self._known[sender] = who
         while len(self._known) > _CACHE_MAX:
             self._known.popitem(last=False)

@@ -19,7 +19,7 @@ from ..errors import BusUnavailable
 from ..host.host import Host
 from .announcer import Announcer
 from .authority import Authority
-from .library import AuthError, Message, MessageBus, MessageType, unwrap
+from .library import Message, MessageType, connect, discard, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH
 from .objects import Tree
 from .reader import Reader
@@ -91,13 +91,16 @@ class Connection:
     async def _connect(self) -> str:
         address = await self._locate()
         try:
-            bus = await MessageBus(bus_address=address, negotiate_unix_fd=True).connect()
-        except (OSError, AuthError, ValueError) as error:
-            raise BusUnavailable(f"no message bus at {address}: {error}; is it running? --bus names another") from error
+            bus = await connect(address)
+        except Exception as error:  # whatever the libraries raise, EOFError for one
+            reason = str(error) or type(error).__name__
+            raise BusUnavailable(
+                f"no message bus at {address}: {reason}; is it running? --bus names another"
+            ) from error
         # see writer.py and reader.py for what is wrong with those that it has
         self._loop.remove_reader(bus._fd)
-        bus._writer = self._writer = Writer(bus._sock, self._loop, bus._finalize, self._announcer.press)
-        self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, bus._finalize)
+        bus._writer = self._writer = Writer(bus._sock, self._loop, self._lost, self._announcer.press)
+        self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, self._lost)
         self._bus = bus
         self._router.writer, self._router.next_serial = self._writer, bus.next_serial
         bus.add_message_handler(self._router.handle)  # before the name is ours: calls come at once then
@@ -112,17 +115,23 @@ class Connection:
             raise BusUnavailable(f"can't own {BUS_NAME} on {address}: {error}") from error
         return address
 
+    def _lost(self, error: Exception) -> None:
+        self._silence()
+        self._bus._finalize(error)
+
+    def _silence(self) -> None:
+        # before the socket is closed: its number may be a peer's the next moment
+        for half in (self._reader, self._writer):
+            if half is not None:
+                half.close()
+
     def _drop(self) -> None:
         self._router.writer = None
         self._authority.forget()
         self._announcer.press(False)
-        for half in (self._reader, self._writer):
-            if half is not None:
-                half.close()
+        self._silence()
         if self._bus is not None:
-            self._bus._finalize(None)
-            self._bus._stream.close()  # the libraries leave both open
-            self._bus._sock.close()
+            discard(self._bus)
         self._bus = self._reader = self._writer = None
 
     async def _ask(self, sender: str) -> dict[str, Any]:

@@ -8,6 +8,9 @@ or dbus_next) chooses by hand; the tests run on both.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -32,6 +35,46 @@ MessageFlag: Any = _root.MessageFlag
 Variant: Any = _root.Variant
 _private: Any = importlib.import_module(f"{LIBRARY}._private.unmarshaller")
 AuthError: Any = _root.AuthError
+
+_CONNECT_SECONDS = 20.0
+
+
+async def connect(address: str) -> Any:
+    """Connect to the bus at *address*: a MessageBus that is through with its greeting.
+
+    Raises:
+        Exception: of any type, the libraries see to that; nothing is left open then.
+    """
+    bus = MessageBus(bus_address=address, negotiate_unix_fd=True)
+    if LIBRARY == "dbus_next":
+        bus._auth_readline = functools.partial(_auth_readline, bus)
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            return await bus.connect()
+    except BaseException:
+        discard(bus)
+        raise
+
+
+async def _auth_readline(bus: Any) -> str:
+    """Read a line of the authentication; dbus-next's own reads the end of the stream for ever, and never yields."""
+    line = b""
+    while not line.endswith(b"\r\n"):
+        if not (byte := await bus._loop.sock_recv(bus._sock, 1)):
+            raise AuthError("it closed the connection")
+        line += byte
+    return line[:-2].decode()
+
+
+def discard(bus: Any) -> None:
+    """End a connection at once and close its socket, which dbus-next would leave to the garbage collector."""
+    if bus.connected and bus._fd is not None:  # else it is no more its descriptor
+        bus._user_disconnect = True
+        bus._finalize(ConnectionError("the connection was given up"))
+    for end in (bus._stream, bus._sock):
+        if end is not None:
+            with contextlib.suppress(OSError):
+                end.close()
 
 
 def parse(raw: bytes) -> Any:

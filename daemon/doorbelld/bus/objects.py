@@ -13,11 +13,11 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import __version__
-from ..errors import InvalidOptions, NoSuchDevice, NoSuchDeviceType, Problem
-from ..fds import eventfd, limits
+from ..errors import InvalidOptions, LimitExceeded, NoSuchDevice, NoSuchDeviceType, Problem
+from ..fds import eventfd
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from ..host.host import Host
@@ -31,6 +31,16 @@ from .views import View, method, prop
 
 READ_MAX = 1 << 20
 
+T = TypeVar("T")
+
+
+def _if_room(make: Callable[[], T]) -> T:
+    """Give what *make* makes, which takes a descriptor."""
+    try:
+        return make()
+    except OSError as error:
+        raise LimitExceeded(f"no descriptor left for it: {error.strerror}; raise LimitNOFILE=") from error
+
 
 class ManagerView(View, interface=MANAGER):
     """The daemon. *reload* reads the configuration again."""
@@ -38,6 +48,7 @@ class ManagerView(View, interface=MANAGER):
     def __init__(self, host: Host, reload: Callable[[], Awaitable[None]]) -> None:
         self._host = host
         self._reload = reload
+        self._library = library.describe()  # now: it reads files, and there may be no descriptor for that later
 
     @method("ListRegions", Action.INSPECT)
     def list_regions(self) -> list[list[str]]:
@@ -48,7 +59,7 @@ class ManagerView(View, interface=MANAGER):
     def list_peers(self, region: str) -> list[list[Any]]:
         """ID, pid, uid, gid, VM name, path of each."""
         return [
-            [p.id, p.who.pid, p.who.uid, p.who.gid, p.who.vm_name, paths.peer(region, p.id)]
+            [p.id, p.who.pid, p.who.uid, p.who.gid & 0xFFFFFFFF, p.who.vm_name, paths.peer(region, p.id)]
             for p in self._host.region(region).peers.values()
         ]
 
@@ -112,7 +123,7 @@ class ManagerView(View, interface=MANAGER):
     @prop("Library")
     def library(self) -> str:
         """The D-Bus library's name and version."""
-        return library.describe()
+        return self._library
 
     @prop("DescriptorLimit")
     def descriptor_limit(self) -> int:
@@ -122,7 +133,7 @@ class ManagerView(View, interface=MANAGER):
     @prop("DescriptorsInUse")
     def descriptors_in_use(self) -> int:
         """Open descriptors now."""
-        return limits.in_use()
+        return self._host.descriptors_in_use()
 
 
 class RegionView(View, interface=REGION):
@@ -161,12 +172,13 @@ class RegionView(View, interface=REGION):
     @method("OpenMemory", Action.OPEN_MEMORY)
     def open_memory(self) -> Fd:
         """Hand out the memory."""
-        return self._region.memory.dup()
+        return _if_room(self._region.memory.dup)
 
     @method("OpenDoorbell", Action.NOTIFY)
     def open_doorbell(self, peer: int, vector: int) -> Fd:
         """Hand out an eventfd."""
-        return Fd(os.dup(self._region.doorbell(peer, vector)))
+        doorbell = self._region.doorbell(peer, vector)
+        return _if_room(lambda: Fd(os.dup(doorbell)))
 
     @method("ReadMemory", Action.OPEN_MEMORY)
     def read_memory(self, offset: int, length: int) -> bytes:
@@ -352,7 +364,8 @@ class VectorView(View, interface=VECTOR):
     @prop("PendingCount")
     def pending_count(self) -> int:
         """Rings not yet taken."""
-        return eventfd.pending(self._region.doorbell(self._peer_id, self._index))
+        doorbell = self._region.doorbell(self._peer_id, self._index)
+        return _if_room(lambda: eventfd.pending(doorbell))
 
 
 class Tree:

@@ -57,7 +57,7 @@ def load(file: str) -> Config:
     except UnicodeDecodeError as error:
         problem = Problem("encoding", f"byte {error.start} is not UTF-8", "save the file as UTF-8", file)
         raise InvalidOptions([problem]) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets by the thousand
         raise InvalidOptions([_syntax(file, str(error))]) from error
     config, problems = interpret(tables)
     if problems:
@@ -136,10 +136,10 @@ class Lines:
         counts: dict[str, int] = {}
         for number, line in enumerate(text.splitlines(), 1):
             if header := self._HEADER.match(line):
-                prefix = _plain(header[2])
+                name = _plain(header[2])
                 if header[1]:
-                    counts[prefix] = counts.get(prefix, -1) + 1
-                    prefix = f"{prefix}[{counts[prefix]}]"
+                    counts[name] = counts.get(name, -1) + 1
+                prefix = _numbered(name, counts)
                 self._lines.setdefault(prefix, number)
             elif key := self._KEY.match(line):
                 dotted = _plain(key[1])
@@ -150,8 +150,19 @@ class Lines:
         while key:
             if key in self._lines:
                 return self._lines[key]
-            key = re.sub(r"(\[\d+\]|\.?[^.\[]*)$", "", key)
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
         return 1
+
+
+def _numbered(name: str, counts: Mapping[str, int]) -> str:
+    """Put the number of the entry at hand behind each array of tables in the dotted *name*."""
+    parts = name.split(".")
+    said = ""
+    for length, part in enumerate(parts, 1):
+        said += f".{part}" if said else part
+        if (count := counts.get(".".join(parts[:length]))) is not None:
+            said += f"[{count}]"
+    return said
 
 
 def _plain(dotted: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import grp
 import os
 import pwd
@@ -20,7 +21,6 @@ import stat
 
 from ..errors import SocketInUse, SocketUnavailable
 from .owned import Fd
-from .peercred import credentials
 
 BACKLOG = 1024
 PATH_MAX = 107  # sun_path holds 108 bytes with the NUL
@@ -133,12 +133,25 @@ def clear(path: str) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise SocketInUse(f"{path}: something that is no socket is there; remove it or choose another socket path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    # A datagram socket can't connect to a stream socket, so this tells whether somebody holds the socket without
+    # becoming a client of theirs: EPROTOTYPE if so, ECONNREFUSED if nobody does.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         refused = probe.connect_ex(path)
-        if refused == errno.ECONNREFUSED:
-            os.unlink(path)
-            return
-        holder = f" (pid {credentials(probe).pid})" if refused == 0 else ""
-        if refused in (0, errno.EAGAIN):  # EAGAIN: it listens, its backlog is full
-            raise SocketInUse(f"{path}: a live server{holder} listens there; stop it or choose another socket path")
+    if refused == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif refused in (0, errno.EPROTOTYPE):
+        raise SocketInUse(f"{path}: a live server{_holder(path)} listens there; stop it or choose another socket path")
+    else:
         raise OSError(refused, os.strerror(refused), path)
+
+
+def _holder(path: str) -> str:
+    """Name the process that holds the socket bound to *path*, as far as /proc lets us see."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
+        rows = (line.rstrip("\n").split(None, 7) for line in table)
+        inodes = {f"socket:[{row[6]}]" for row in rows if row[7:] == [path]}
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) in inodes:
+                return f" (pid {link.split('/')[2]})"
+    return ""

@@ -25,7 +25,10 @@ _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A process as the kernel vouches for it, and what could be read of it; empty where it is not known."""
+    """A process as the kernel vouches for it, and what could be read of it; empty where it is not known.
+
+    ``unit`` is a systemd unit, or the path of the cgroup of a process that is in none.
+    """
 
     pid: int
     uid: int
@@ -63,15 +66,18 @@ def vm_name_of(argv: list[bytes]) -> str:
 
 
 def _unit(cgroup: bytes) -> tuple[str, str]:
-    """Find (unit, machine name) in the text of /proc/PID/cgroup."""
+    """Find (unit, machine name) in the text of /proc/PID/cgroup; outside of any unit, the cgroup's path."""
     for line in cgroup.splitlines():
-        _, _, path = line.partition(b"::")  # the unified hierarchy only
+        _, unified, path = line.partition(b"::")
+        if not unified:
+            continue
         for part in reversed(path.split(b"/")):
             if part.endswith((b".service", b".scope")):
                 unit = _printable(part)
                 plain = _ESCAPE.sub(lambda m: bytes([int(m[1], 16)]), part)
                 machine = _MACHINE.search(_printable(plain))
                 return unit, machine[1] if machine else ""
+        return _printable(path).lstrip("/"), ""
     return "", ""
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import NoSuchRegion, RegionExists
+from ..errors import NoSuchRegion, RegionExists, SocketUnavailable
 from ..fds import limits, listener
 from ..fds.spare import Spare
 from ..ivshmem import memory
@@ -67,9 +67,16 @@ class Host:
         spec = self.with_defaults(spec)
         self._coming.add(spec.name)
         try:
-            listener.clear(spec.socket)  # before the memory: a path in use must leave no file behind
+            _clear(spec.socket)  # before the memory: a path in use costs nothing then
+            file = spec.backing.path
+            born = bool(file) and not os.path.lexists(file)
             shared = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name)
-            region = Region.open(spec, self._loop, self._emit, self._spare, shared)
+            try:
+                region = Region.open(spec, self._loop, self._emit, self._spare, shared)
+            except BaseException:
+                if born:
+                    os.unlink(file)
+                raise
         finally:
             self._coming.discard(spec.name)
         self.regions[spec.name] = region
@@ -99,13 +106,28 @@ class Host:
             self.regions.pop(name).close("the daemon stops")
         self._spare.close()
 
+    def descriptors_in_use(self) -> int:
+        """Count our open descriptors; when there is none left to count with, all are."""
+        try:
+            return limits.in_use()
+        except OSError:
+            return self.descriptor_limit
+
     def describe(self) -> dict[str, Any]:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         return {
-            "descriptors": {"limit": self.descriptor_limit, "in-use": limits.in_use()},
+            "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
             "regions": {name: _describe(region) for name, region in sorted(self.regions.items())},
             "devices": {},
         }
+
+
+def _clear(socket: str) -> None:
+    try:
+        listener.clear(socket)
+    except OSError as error:
+        cure = "give the daemon's user access to its directory, or choose another socket path"
+        raise SocketUnavailable(f"{socket}: {error.strerror}; {cure}") from error
 
 
 def _describe(region: Region) -> dict[str, Any]:

@@ -84,13 +84,15 @@ class Decoder:
     def feed(self, data: bytes, fds: Sequence[Fd] = ()) -> Iterator[Message]:
         """Take what one ``recvmsg`` gave and yield the messages that are whole now.
 
-        The kernel never merges bytes across a descriptor, so *fds* belong to the first byte of *data*.
+        The kernel goes on reading over messages without a descriptor, and stops after the bytes that came with one:
+        so *fds* belong to the message that the last byte of *data* is of.
 
         Raises:
             ProtocolError: a wrong version, a descriptor missing or too many, an ID out of range.
         """
-        self._fds.extend((self._taken + len(self._data), fd) for fd in fds)
         self._data += data
+        last = max(0, self._taken + len(self._data) - 1)
+        self._fds.extend((last, fd) for fd in fds)
         while len(self._data) >= MESSAGE.size:
             (value,) = MESSAGE.unpack_from(self._data)
             del self._data[: MESSAGE.size]
