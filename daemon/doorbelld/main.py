@@ -174,7 +174,7 @@ class Daemon:
 @click.option("--check", is_flag=True, help="Check the configuration, say what is wrong with it, and exit.")
 @click.version_option(__version__, message="doorbelld %(version)s")
 def main(file: str | None, bus: str, log_level: str | None, check: bool) -> None:
-    r"""Serve shared memory and doorbells (ivshmem) to virtual machines and host processes.
+    """Serve shared memory and doorbells (ivshmem) to virtual machines and host processes.
 
     \b
     Exit status:
@@ -184,8 +184,8 @@ def main(file: str | None, bus: str, log_level: str | None, check: bool) -> None
       73  a socket or memory can't be made
       78  the configuration is wrong
 
-    SIGHUP reads the configuration again. doorbellctl(1) steers the daemon.
-    """
+    SIGHUP reads the configuration again. doorbellctl steers the daemon.
+    """  # noqa: D301: click wants the character that \b is
     if file is None and Path(DEFAULT_CONFIG).exists():
         file = DEFAULT_CONFIG
     try:

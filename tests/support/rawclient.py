@@ -33,7 +33,7 @@ class RawClient:
         """Connect to *path*, or take over *sock*; *keep* the eventfds in ``fds``; read *step* bytes at a time."""
         if sock is None:
             sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(DEADLINE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(DEADLINE), 0))
             sock.connect(path)
         self.sock = sock
         self.keep = keep

@@ -52,16 +52,19 @@ class Authority:
         Raises:
             AccessDenied: the bus does not say.
         """
-        asked = self._asked.get(sender)
+        known, asking = self._known, self._asked
+        asked = asking.get(sender)
         if asked is None:
-            asked = self._asked[sender] = asyncio.ensure_future(self._ask(sender))
-            asked.add_done_callback(lambda _: self._asked.pop(sender, None))
+            asked = asking[sender] = asyncio.ensure_future(self._ask(sender))
+            asked.add_done_callback(lambda _: asking.pop(sender, None))
         try:
             said = await asyncio.shield(asked)
             groups = said.get("UnixGroupIDs") or [-1]
             who = Credentials(int(said.get("ProcessID", 0)), int(said["UnixUserID"]), int(groups[0]))
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever the library raises when the bus goes away
             raise AccessDenied(f"the bus does not say who {sender} is") from error
+        if known is not self._known:
+            raise AccessDenied(f"the bus that knew {sender} is gone")
         self._known[sender] = who
         while len(self._known) > _CACHE_MAX:
             self._known.popitem(last=False)
@@ -77,4 +80,4 @@ class Authority:
 
     def forget(self) -> None:
         """Forget everybody: another bus gives the same names to others."""
-        self._known = OrderedDict()  # a new one: an answer of the old bus that is on its way must not get in
+        self._known, self._asked = OrderedDict(), {}  # new ones: an answer that is on its way must not get in

@@ -31,7 +31,8 @@ from typing import Any
 
 from ..errors import BusUnavailable, DoorbellError
 from ..fds.owned import Fd
-from .library import AuthError, Message, MessageBus, MessageType, Variant, unwrap
+from . import library
+from .library import Message, MessageType, Variant, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH, ERROR_PREFIX, OBJECT_MANAGER, PROPERTIES, ROOT
 from .writer import Writer
 
@@ -39,7 +40,6 @@ CALL_SECONDS = 60.0
 BACKLOG_MAX = 100_000
 """Signals that a subscription keeps for a reader that is slow; those beyond are counted in ``lost``."""
 
-_CONNECT_SECONDS = 10.0
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
 _NOBODY = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected")
 
@@ -183,10 +183,9 @@ class Client:
         self._subscriptions: list[Subscription] = []
         self._rules: dict[str, int] = {}
         self._owner: str | None = None
-        self._owner_changed = asyncio.Condition()
+        self._owner_changed = asyncio.Event()
         self._expected: set[int] = set()
         self._received: dict[int, list[Fd]] = {}
-        self._notices: set[asyncio.Task[None]] = set()
         bus.add_message_handler(self._handle)
         self._watcher = loop.create_task(self._watch())
 
@@ -198,10 +197,8 @@ class Client:
             BusUnavailable: nothing listens there, or it does not let us in.
         """
         try:
-            bus = await asyncio.wait_for(
-                MessageBus(bus_address=address, negotiate_unix_fd=True).connect(), _CONNECT_SECONDS
-            )
-        except (OSError, AuthError, ValueError, EOFError) as error:
+            bus = await library.connect(address)
+        except Exception as error:  # whatever the libraries raise
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BusUnavailable(f"no message bus at {address}: {reason}") from error
         return cls(bus, address)
@@ -210,7 +207,8 @@ class Client:
         """Leave the bus; a second time does nothing."""
         if self.gone is None:
             self.gone = BusUnavailable("the connection to the message bus was closed")
-            self._bus.disconnect()
+            self._writer.close()
+            library.discard(self._bus)
         await self._watcher
 
     async def __aenter__(self) -> Client:
@@ -220,6 +218,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def known_owner(self) -> str:
+        """The unique name that owns ours, as last heard (see `owner`, which asks); stays as it was once `gone`."""
+        return self._owner or ""
 
     # Calling
 
@@ -325,8 +328,9 @@ class Client:
     async def wait_for_owner(self, there: bool = True) -> str:
         """Wait until our name has an owner (or has none, with ``there=False``), and tell it."""
         await self._track()
-        async with self._owner_changed:
-            await self._owner_changed.wait_for(lambda: self.gone is not None or bool(self._owner) is there)
+        while self.gone is None and bool(self._owner) is not there:
+            self._owner_changed.clear()
+            await self._owner_changed.wait()
         if self.gone is not None:
             raise self.gone
         return self._owner or ""
@@ -348,13 +352,17 @@ class Client:
     async def _add_rule(self, rule: str) -> None:
         self._rules[rule] = self._rules.get(rule, 0) + 1
         if self._rules[rule] == 1:
-            await self.call_bus("AddMatch", "s", rule)
+            try:
+                await self.call_bus("AddMatch", "s", rule)
+            except BaseException:
+                self._rules[rule] = 0
+                raise
 
     async def _unsubscribe(self, subscription: Subscription, matches: Sequence[Match]) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
         for match in matches:
-            self._rules[match.rule] -= 1
+            self._rules[match.rule] = max(0, self._rules[match.rule] - 1)
             if not self._rules[match.rule] and self.gone is None:
                 with contextlib.suppress(CallFailed, BusUnavailable):
                     await self.call_bus("RemoveMatch", "s", match.rule)
@@ -378,18 +386,9 @@ class Client:
     def _hear(self, signal: Signal) -> None:
         if OWNER_CHANGED.accepts(signal, ""):
             self._owner = signal.body[2]
-            self._notify_owner()
+            self._owner_changed.set()
         for subscription in list(self._subscriptions):
             subscription._hear(signal, self._owner or "")
-
-    def _notify_owner(self) -> None:
-        async def notify() -> None:
-            async with self._owner_changed:
-                self._owner_changed.notify_all()
-
-        task = asyncio.get_running_loop().create_task(notify())
-        self._notices.add(task)
-        task.add_done_callback(self._notices.discard)
 
     async def _watch(self) -> None:
         """Wait for the end of the connection, and let everybody know."""
@@ -401,12 +400,10 @@ class Client:
         if self.gone is None:
             self.gone = BusUnavailable(f"the message bus at {self.address} is gone: {reason}")
         self._writer.close()
-        self._bus._stream.close()
-        self._bus._sock.close()
+        library.discard(self._bus)
         for subscription in self._subscriptions:
             subscription._wake()
-        async with self._owner_changed:
-            self._owner_changed.notify_all()
+        self._owner_changed.set()
 
 
 def variant(value: Any) -> Any:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -45,7 +44,12 @@ async def connect(address: str) -> Any:
     Raises:
         Exception: of any type, the libraries see to that; nothing is left open then.
     """
-    bus = MessageBus(bus_address=address, negotiate_unix_fd=True)
+    bus = MessageBus.__new__(MessageBus)
+    try:
+        bus.__init__(bus_address=address, negotiate_unix_fd=True)
+    except BaseException:  # dbus-next connects here, and leaves the socket open if it can't
+        _close(bus)
+        raise
     if LIBRARY == "dbus_next":
         bus._auth_readline = functools.partial(_auth_readline, bus)
     try:
@@ -71,10 +75,14 @@ def discard(bus: Any) -> None:
     if bus.connected and bus._fd is not None:  # else it is no more its descriptor
         bus._user_disconnect = True
         bus._finalize(ConnectionError("the connection was given up"))
-    for end in (bus._stream, bus._sock):
-        if end is not None:
+    _close(bus)
+
+
+def _close(bus: Any) -> None:
+    for end in ("_stream", "_sock"):
+        if (half := getattr(bus, end, None)) is not None:
             with contextlib.suppress(OSError):
-                end.close()
+                half.close()
 
 
 def parse(raw: bytes) -> Any:
@@ -94,6 +102,8 @@ def parse(raw: bytes) -> Any:
 
 def describe() -> str:
     """Name the library and its version."""
+    import importlib.metadata  # takes its time, and few ask
+
     return f"{LIBRARY.replace('_', '-')} {importlib.metadata.version(LIBRARY)}"
 
 
@@ -103,6 +113,6 @@ def unwrap(value: Any) -> Any:
         return unwrap(value.value)
     if isinstance(value, dict):
         return {key: unwrap(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # dbus-fast makes tuples of structs
         return [unwrap(item) for item in value]
     return value

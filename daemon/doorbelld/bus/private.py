@@ -83,6 +83,8 @@ class PrivateBus:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=words,
+                # dbus-daemon tells systemd that it is ready, too; whoever waits for us would take that for ours
+                env={key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
                 preexec_fn=_die_with_parent,
             )
         assert self._process.stdout is not None

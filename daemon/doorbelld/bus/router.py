@@ -87,15 +87,15 @@ class Router:
             )
         who = self._authority.known(msg.sender)
         if who is None:
-            return self._call_when_known(msg, view, call)
+            return self._call_when_known(msg, call)
         self._authority.check(call.action, who)
         arguments = (who, *msg.body) if call.wants_caller else msg.body
         result = call.function(view, *arguments)
         return self._awaited(call, result) if inspect.isawaitable(result) else (call.returns, result)
 
-    async def _call_when_known(self, msg: Any, view: View, call: Call) -> Any:
+    async def _call_when_known(self, msg: Any, call: Call) -> Any:
         await self._authority.learn(msg.sender)
-        if self._tree.find(msg.path) is None:
+        if (view := self._tree.find(msg.path)) is None:  # what was there may be gone, or another by now
             raise CallError("UnknownObject", f"{msg.path} went away")
         result = self._call(msg, view, call)
         return await result if inspect.isawaitable(result) else result
@@ -165,11 +165,16 @@ class Router:
     # Replying, exactly once
 
     def _later(self, msg: Any, result: Any) -> None:
+        asked_by = self.writer
+
         async def finish() -> None:
             try:
-                self._reply(msg, *await result)
+                answer = await result
+                if self.writer is asked_by:  # else the caller's bus is gone, and its name another's on the new one
+                    self._reply(msg, *answer)
             except Exception as error:
-                self._reply_error(msg, error)
+                if self.writer is asked_by:
+                    self._reply_error(msg, error)
 
         task = asyncio.get_running_loop().create_task(finish())
         self._tasks.add(task)

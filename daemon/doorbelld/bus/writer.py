@@ -126,14 +126,14 @@ class Writer:
             self._loop.add_writer(self._fd, self._resume)
         except OSError as error:
             self._fail(error)
+        if self._pressed and self._queued < HIGH_WATER // 2:
+            self._pressed = False
+            self._pressure(False)
 
     def _resume(self) -> None:
         self._loop.remove_writer(self._fd)
         self._blocked = False
         self._flush()
-        if self._pressed and self._queued < HIGH_WATER // 2:
-            self._pressed = False
-            self._pressure(False)
 
     def _send_some(self) -> None:
         data, fds, _ = self._queue[0]

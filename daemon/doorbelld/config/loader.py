@@ -132,6 +132,7 @@ class Lines:
 
     def __init__(self, text: str) -> None:
         self._lines: dict[str, int] = {}
+        self._implied: dict[str, int] = {}
         prefix = ""
         counts: dict[str, int] = {}
         for number, line in enumerate(text.splitlines(), 1):
@@ -141,6 +142,8 @@ class Lines:
                     counts[name] = counts.get(name, -1) + 1
                 prefix = _numbered(name, counts)
                 self._lines.setdefault(prefix, number)
+                for dot in re.finditer(r"\.", prefix):
+                    self._implied.setdefault(prefix[: dot.start()], number)
             elif key := self._KEY.match(line):
                 dotted = _plain(key[1])
                 self._lines.setdefault(f"{prefix}.{dotted}" if prefix else dotted, number)
@@ -148,8 +151,9 @@ class Lines:
     def find(self, key: str) -> int:
         """Give the line of *key*, or of the nearest table above it; 1 if there is none."""
         while key:
-            if key in self._lines:
-                return self._lines[key]
+            for known in (self._lines, self._implied):
+                if key in known:
+                    return known[key]
             key = key[: max(key.rfind("."), key.rfind("["), 0)]
         return 1
 

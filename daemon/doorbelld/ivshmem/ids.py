@@ -19,7 +19,7 @@ class IdPool:
     """The IDs *first* .. 65535, less those *reserved* for a rule or the host peer, which are given by name only."""
 
     def __init__(self, first: int = 0, reserved: Iterable[int] = ()) -> None:
-        self._next = first
+        self._first = self._next = first
         self._reserved = frozenset(reserved)
         self._free: list[int] = []
         self._used: set[int] = set()
@@ -70,7 +70,7 @@ class IdPool:
 
     def _rest(self, peer_id: int) -> None:
         if (
-            peer_id < self._next
+            self._first <= peer_id < self._next  # below: of before a restart with another first-id
             and peer_id not in self._used
             and peer_id not in self._reserved
             and peer_id not in self._held

@@ -381,6 +381,8 @@ class Region:
             data = peer.sock.recv(4096)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it closed with something of ours unread
+            data = b""
         except OSError as error:
             self._remove(peer, f"its connection broke: {error.strerror}")
             return

@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program doorbellctl: its global options, and its commands in the order of a reader's questions."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from .. import __version__
+from .completion import PROGRAM, VARIABLE
+from .session import Session, validate_bus
+
+SECTIONS = {
+    "Look": {
+        "status": ("looking", "Show one region in detail."),
+        "peers": ("looking", "List who is connected to a region."),
+        "monitor": ("monitor", "Print what happens, as it happens."),
+        "describe": ("looking", "Print everything there is, as JSON."),
+    },
+    "Ring": {
+        "notify": ("ringing", "Ring a peer's doorbell, or all of them."),
+        "broadcast": ("ringing", "Ring everybody in a region."),
+        "disconnect": ("ringing", "Drop a peer's connection."),
+    },
+    "Regions": {
+        "create": ("managing", "Make a region."),
+        "remove": ("managing", "Remove a region."),
+        "reload": ("managing", "Have the configuration read again."),
+        "read": ("memory", "Read a region's memory."),
+        "write": ("memory", "Write to a region's memory."),
+    },
+    "Guests": {
+        "qemu-args": ("guests", "Print the QEMU arguments for a guest."),
+        "libvirt-xml": ("guests", "Print the libvirt XML for a guest."),
+        "selftest": ("selftest", "Find out whether everything works."),
+    },
+    "Shell": {
+        "completion": ("completion", "Print a shell's completion script."),
+    },
+}
+"""From a command to its module and what it does, in short."""
+_COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+EPILOG = """\b
+Examples:
+  doorbellctl                            what is there
+  doorbellctl create demo --size 4M      make a region
+  doorbellctl qemu-args demo             what a guest needs to connect
+  doorbellctl notify demo 0 2            ring vector 2 of peer 0
+  doorbellctl monitor                    what happens, live
+  doorbellctl selftest                   does everything work?
+
+\b
+Which daemon: the one on the bus that --bus or $DOORBELLD_BUS names; else
+  the one on the system bus; else that of "doorbelld --bus private", whose bus
+  is $XDG_RUNTIME_DIR/doorbelld/bus, ./run/bus of a checkout, or
+  /run/doorbelld/bus.
+
+\b
+Exit status:
+  0   done
+  1   refused; standard error says why
+  2   the command line is wrong
+  69  there is no daemon
+"""
+
+
+class Program(click.Group):
+    """The commands, each imported when it is needed, and listed in sections."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name all commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, short_help = _COMMANDS[cmd_name]
+        found = getattr(importlib.import_module(f".{module}", __package__), cmd_name.replace("-", "_"))
+        assert isinstance(found, click.Command)
+        found.short_help = short_help
+        if found.help:  # click's mark for "do not wrap", which a docstring can't hold as the character that it is
+            found.help = found.help.replace("\\b\n", "\b\n")
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that *args* name; suggest one where there is none."""
+        if args[0] not in _COMMANDS and not ctx.resilient_parsing:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(_COMMANDS)}"
+            ctx.fail(f'no command "{args[0]}"; {hint}')
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by section."""
+        longest = max(map(len, _COMMANDS))
+        for title, commands in SECTIONS.items():
+            rows = [(name.ljust(longest), short_help) for name, (_, short_help) in commands.items()]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.command(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
+)
+@click.option(
+    "--bus",
+    default="auto",
+    envvar="DOORBELLD_BUS",
+    metavar="BUS",
+    callback=validate_bus,
+    help="The daemon's bus: system, session, private, or a D-Bus address. Default: where it is found, see below.",
+)
+@click.option("--json", is_flag=True, help="Print JSON, for programs.")
+@click.version_option(__version__, message="doorbellctl %(version)s")
+@click.pass_context
+def program(ctx: click.Context, bus: str, json: bool) -> None:
+    """Look at doorbelld and steer it: ivshmem regions, their peers, their doorbells.
+
+    Without a command it lists the regions and who is connected to them.
+    """
+    session = ctx.obj = Session(bus, json)
+    if ctx.invoked_subcommand is None:
+        from .looking import overview
+
+        overview(session)
+
+
+def main() -> None:
+    """Run it; the entry point."""
+    program(prog_name=PROGRAM, complete_var=VARIABLE)

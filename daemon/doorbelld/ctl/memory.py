@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands on shared memory: read, write. They go through the daemon, so they work from anywhere D-Bus does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from .session import Daemon, Number, Session, json_option, pass_session, plural, region_argument
+
+_CHUNK = 1 << 20
+_LINE = 16
+
+
+@click.command()
+@region_argument
+@click.argument("offset", type=Number())
+@click.argument("length", type=Number())
+@click.option("--raw", is_flag=True, help="The bytes as they are, instead of a dump.")
+@json_option
+@pass_session
+def read(session: Session, region: str, offset: int, length: int, raw: bool) -> None:
+    r"""Read LENGTH bytes at OFFSET of a region's memory and print a dump.
+
+    Numbers may be decimal, hexadecimal (0x1000) or have a unit (4K). In a dump, * stands for lines that are like
+    the one before.
+
+    \b
+    Examples:
+      doorbellctl read demo 0 256
+      doorbellctl read demo 0x1000 4K --raw > page
+    """
+
+    async def fetch(daemon: Daemon) -> bytes:
+        pieces = []
+        for start in range(offset, offset + length, _CHUNK) or [offset]:
+            wanted = min(_CHUNK, offset + length - start)
+            pieces.append(bytes(await daemon.call_region(region, "ReadMemory", "tu", start, wanted)))
+        return b"".join(pieces)
+
+    data = session.run(fetch)
+    if session.json:
+        session.emit({"region": region, "offset": offset, "length": len(data), "hex": data.hex()})
+    elif raw:
+        sys.stdout.buffer.write(data)
+    else:
+        for line in dump(data, offset):
+            click.echo(line)
+
+
+def dump(data: bytes, offset: int) -> Iterator[str]:
+    """Write *data*, found at *offset*, as ``hexdump -C`` does."""
+    last, skipping = b"", False
+    for start in range(0, len(data), _LINE):
+        line = data[start : start + _LINE]
+        if line == last:
+            if not skipping:
+                yield "*"
+            skipping = True
+            continue
+        last, skipping = line, False
+        left, right = line[:8].hex(" "), line[8:].hex(" ")
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in line)
+        yield f"{offset + start:08x}  {left:<23}  {right:<23}  |{text}|"
+    yield f"{offset + len(data):08x}"
+
+
+@click.command()
+@region_argument
+@click.argument("offset", type=Number())
+@click.argument("text")
+@click.option("--hex", "in_hex", is_flag=True, help="TEXT is bytes in hexadecimal, such as 'de ad be ef'.")
+@json_option
+@pass_session
+def write(session: Session, region: str, offset: int, text: str, in_hex: bool) -> None:
+    r"""Write TEXT (or standard input, for -) at OFFSET of a region's memory.
+
+    What is written is the text's bytes and nothing after them: no line break, no zero. Nobody is rung.
+
+    \b
+    Examples:
+      doorbellctl write demo 0 hello
+      doorbellctl write demo 0x100 'de ad be ef' --hex
+      doorbellctl write demo 4K - < page
+    """
+    if in_hex:
+        try:
+            data = bytes.fromhex(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not hexadecimal: {error}", param_hint="TEXT") from None
+    else:
+        data = sys.stdin.buffer.read() if text == "-" else text.encode(errors="surrogateescape")
+
+    async def store(daemon: Daemon) -> None:
+        for start in range(0, len(data), _CHUNK) or [0]:
+            piece = data[start : start + _CHUNK]
+            await daemon.call_region(region, "WriteMemory", "tay", offset + start, piece)
+
+    session.run(store)
+    words = f"wrote {plural(len(data), 'byte')} at {offset} of {region}"
+    session.done(words, region=region, offset=offset, length=len(data))

@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Prints for people: on a terminal with colour and as wide as that is; into a pipe in plain columns, never cut off."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from ..ivshmem.spec import in_units
+from .session import plural
+
+_PIPE_WIDTH = 4000
+_NONE = "-"
+RIGHT = ">"
+"""Put before a heading: the column's cells are numbers, aligned to the right."""
+
+
+def when(microseconds: int) -> str:
+    """Write a time as the local clock shows it."""
+    return datetime.datetime.fromtimestamp(microseconds / 1e6).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], emphasis: int = 0) -> None:
+    """Print *rows* below *headings* (`RIGHT` before one aligns it right); column *emphasis* stands out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    on_terminal = sys.stdout.isatty()
+    console = Console(
+        width=None if on_terminal else _PIPE_WIDTH, markup=False, emoji=False, highlight=False, soft_wrap=False
+    )
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for place, heading in enumerate(headings):
+        made.add_column(
+            heading.removeprefix(RIGHT),
+            justify="right" if heading.startswith(RIGHT) else "left",
+            overflow="fold",
+            style="cyan" if place == emphasis else None,
+        )
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    with console.capture() as captured:
+        console.print(made)
+    for line in captured.get().splitlines():
+        click.echo(line if on_terminal else line.rstrip(), color=on_terminal or None)
+
+
+def overview(known: dict[str, Any], address: str) -> None:
+    """Print everything in short: the regions, and their peers beneath."""
+    regions: dict[str, dict[str, Any]] = known["regions"]
+    peers = sum(len(region["peers"]) for region in regions.values())
+    used, limit = known["descriptors"]["in-use"], known["descriptors"]["limit"]
+    where = address.removeprefix("unix:path=")
+    click.echo(
+        f"doorbelld {known['version']} on {where}: {plural(len(regions), 'region')}, {plural(peers, 'peer')}, "
+        f"{used} of {limit} descriptors in use"
+    )
+    click.echo()
+    if not regions:
+        click.echo(_NOTHING_YET)
+        return
+    table(
+        ("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"),
+        ([name, in_units(r["size"]), r["vectors"], len(r["peers"]), r["socket"]] for name, r in regions.items()),
+    )
+    click.echo()
+    if not peers:
+        name = next(iter(regions))
+        click.echo(f"No peer is connected. What a guest needs to connect: doorbellctl qemu-args {name}")
+        return
+    table(
+        ("REGION", ">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG"),
+        (
+            [name, p["id"], p["vm"] or _NONE, p["pid"], p["uid"], when(p["since"]), p["backlog"]]
+            for name, region in regions.items()
+            for p in region["peers"]
+        ),
+    )
+
+
+_NOTHING_YET = """\
+It serves no region yet. Make one, see what a guest needs to connect, and try it out:
+
+  doorbellctl create demo --size 4M --vectors 4
+  doorbellctl qemu-args demo
+  doorbellctl selftest demo
+
+A region made so is gone when the daemon stops; one that is to stay is a [region.demo] in its configuration
+(/etc/doorbelld/doorbelld.toml, then doorbellctl reload)."""
+
+
+def peers_of(region: dict[str, Any]) -> None:
+    """Print the peers of a region, in full."""
+    table(
+        (">PEER", "VM", ">PID", ">UID", ">GID", "UNIT", ">VECTORS", "SINCE", ">BACKLOG"),
+        (
+            [
+                *(p["id"], p["vm"] or _NONE, p["pid"], p["uid"], p["gid"], p["unit"] or _NONE),
+                *(p["vectors"], when(p["since"]), p["backlog"]),
+            ]
+            for p in region["peers"]
+        ),
+    )
+
+
+def status(name: str, region: dict[str, Any]) -> None:
+    """Print one region in detail: what it is, its host peer, its peers and what waits for them."""
+    host = region["host-peer"]
+    stall = f"{region['stall-timeout']:g} s" if region["stall-timeout"] else "never"
+    facts = {
+        "Region": name,
+        "Socket": region["socket"],
+        "Access": access(region),
+        "Size": f"{in_units(region['size'])} ({region['size']} bytes)",
+        "Vectors": f"{region['vectors']} per peer",
+        "Backing": region["backing"],
+        "Peers": f"{len(region['peers'])} of at most {region['max-peers']}, IDs from {region['first-id']}",
+        "Host peer": f"ID {region['host-peer-id']}" if host else "none",
+        "Host rings": f"{sum(region['host-rings'])}{_where(region['host-rings'])}" if host else _NONE,
+        "Stall limit": stall,
+    }
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{click.style(key.rjust(width), bold=True)}: {value}")
+    click.echo()
+    if not region["peers"]:
+        click.echo(f"No peer is connected. What a guest needs to connect: doorbellctl qemu-args {name}")
+        return
+    table(
+        (">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG", "PENDING"),
+        (
+            [
+                *(p["id"], p["vm"] or _NONE, p["pid"], p["uid"], when(p["since"]), p["backlog"]),
+                pending_in_words(p["pending"]),
+            ]
+            for p in region["peers"]
+        ),
+    )
+
+
+def access(region: dict[str, Any]) -> str:
+    """Say who may connect to a region's socket."""
+    owner = f"user {region['owner']}" if region["owner"] else "the daemon's user"
+    group = f"group {region['group']}" if region["group"] else "the daemon's group"
+    return f"{owner}, {group}, mode {region['mode']}"
+
+
+def pending_in_words(pending: Sequence[int]) -> str:
+    """Write how many rings wait for a peer, and at which vectors."""
+    return f"{sum(pending)}{_where(pending)}"
+
+
+def _where(counts: Sequence[int]) -> str:
+    some = ", ".join(f"vector {vector}: {count}" for vector, count in enumerate(counts) if count)
+    return f" ({some})" if some else ""

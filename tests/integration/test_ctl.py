@@ -1,0 +1,619 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""doorbellctl, as it is typed, against a real daemon. What it prints is looked at for what it says, not for how."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doorbelld import __version__
+from doorbelld.bus.private import PrivateBus
+from doorbelld.ctl.app import SECTIONS
+from support.busctl import Busctl
+from support.daemon import BIN, DEADLINE, Daemon
+from support.rawclient import RawClient
+
+COMMANDS = [name for section in SECTIONS.values() for name in section]
+
+
+class Ctl:
+    """doorbellctl with *bus* as its default."""
+
+    def __init__(self, bus: str) -> None:
+        self.environment = {**os.environ, "DOORBELLD_BUS": bus}
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+            self.environment.pop(name, None)
+
+    def feed(self, data: bytes, *words: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        """Run it in pipes, with *data* as its input."""
+        return subprocess.run(
+            [BIN / "doorbellctl", *map(str, words)],
+            input=data,
+            capture_output=True,
+            timeout=DEADLINE,
+            env={**self.environment, **environment},
+            check=False,
+        )
+
+    def run(self, *words: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        """Run it in pipes."""
+        return self.feed(b"", *words, **environment)
+
+    def __call__(self, *words: object, **environment: str) -> str:
+        """Run it and give what it printed; it must succeed."""
+        done = self.run(*words, **environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    def json(self, *words: object, **environment: str) -> Any:
+        """Run it and read the JSON that it printed."""
+        return json.loads(self(*words, **environment))
+
+    def refused(self, *words: object, status: int = 1, **environment: str) -> str:
+        """Run it; it must fail with *status* and nothing but words on standard error, which are given."""
+        done = self.run(*words, **environment)
+        error = done.stderr.decode()
+        assert done.returncode == status, error
+        assert done.stdout == b""
+        assert "Traceback" not in error
+        return error
+
+    def on_terminal(self, *words: object, answer: str = "") -> tuple[int, str]:
+        """Run it on a terminal, type *answer* once it asks, and give its status and all it wrote."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [BIN / "doorbellctl", *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs, env=self.environment
+        )
+        os.close(theirs)
+        written = b""
+        try:
+            while select.select([ours], [], [], DEADLINE)[0]:
+                try:
+                    written += os.read(ours, 4096)
+                except OSError:
+                    break
+                if answer and b"?" in written:
+                    os.write(ours, answer.encode())
+                    answer = ""
+            return process.wait(DEADLINE), written.decode()
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+
+
+class Monitor:
+    """A running ``doorbellctl monitor``."""
+
+    def __init__(self, ctl: Ctl, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [BIN / "doorbellctl", "monitor", *words], stdout=subprocess.PIPE, env=ctl.environment
+        )
+        self._rest = b""
+
+    def line(self) -> str:
+        """Wait for the next line."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._rest:
+            assert select.select([self.process.stdout], [], [], DEADLINE)[0], "the monitor says nothing"
+            piece = os.read(self.process.stdout.fileno(), 4096)
+            assert piece, "the monitor ended"
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+    def event(self) -> dict[str, Any]:
+        """Wait for the next line and read it as JSON, without its time."""
+        event: dict[str, Any] = json.loads(self.line())
+        assert event.pop("time") > 1.7e9
+        return event
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """End it as Ctrl-C does, and give its status."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    directory = Path(tempfile.mkdtemp(prefix="db"))
+    with Daemon(directory) as running:
+        yield running
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def ctl(daemon: Daemon) -> Ctl:
+    return Ctl(daemon.bus)
+
+
+@pytest.fixture
+def region(request: pytest.FixtureRequest, ctl: Ctl) -> Iterator[str]:
+    """A region of the test's own."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-40:].strip("-")
+    ctl("create", name, "--size", "64K", "--vectors", 3)
+    yield name
+    ctl.run("remove", name, "--yes")
+
+
+def join(daemon: Daemon, region: str) -> RawClient:
+    return RawClient(str(daemon.socket(region))).greet(3)
+
+
+# Looking
+
+
+def test_an_empty_daemon_says_what_to_do_next(short_path: Path) -> None:
+    with Daemon(short_path, "") as empty:
+        said = Ctl(empty.bus)()
+        assert "no region yet" in said
+        assert "doorbellctl create demo" in said
+        assert Ctl(empty.bus).json("--json")["regions"] == {}
+
+
+def test_the_overview_lists_regions_and_peers(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    said = ctl()
+    assert re.search(rf"^{region} +64K +3 +0 +{daemon.socket(region)}$", said, re.M)
+    assert "doorbellctl qemu-args" in said
+    with join(daemon, region):
+        said = ctl()
+    assert re.search(rf"^{region} +64K +3 +1 +{daemon.socket(region)}$", said, re.M)
+    assert re.search(rf"^{region} +0 +- +{os.getpid()} +{os.getuid()} +20\d\d-\d\d-\d\d [\d:]{{8}} +0$", said, re.M)
+    assert f"on {daemon.runtime}/bus: 2 regions, 1 peer" in said
+
+
+def test_a_pipe_gets_plain_columns_that_are_never_cut_off(ctl: Ctl, daemon: Daemon) -> None:
+    path = daemon.directory / ("long-" * 16) / "s"
+    ctl("create", "long", "--socket", path)
+    try:
+        said = ctl(COLUMNS="40", TERM="xterm-256color")
+        assert re.search(rf"^long .* {path}$", said, re.M)
+        assert said.isascii()
+        assert "\x1b" not in said
+        assert not re.search(r" $", said, re.M)
+    finally:
+        ctl("remove", "long")
+
+
+def test_a_terminal_gets_colours(ctl: Ctl) -> None:
+    status, said = ctl.on_terminal()
+    assert status == 0
+    assert "\x1b[" in said
+    assert "demo" in said
+
+
+def test_json_is_the_same_wherever_the_flag_stands(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert ctl.json("--json")["regions"].keys() == ctl.json("describe")["regions"].keys() == {"demo", region}
+    with join(daemon, region):
+        before, after = ctl.json("--json", "peers", region), ctl.json("peers", region, "--json")
+    assert before == after
+    (peer,) = before
+    assert (peer["id"], peer["pid"], peer["uid"], peer["vectors"]) == (0, os.getpid(), os.getuid(), 3)
+
+
+def test_status_has_everything_and_what_is_pending(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert "doorbellctl qemu-args" in ctl("status", region)
+    with join(daemon, region):
+        ctl("notify", region, 0, 2)
+        ctl("notify", region, 0, 2)
+        said, known = ctl("status", region), ctl.json("status", region, "--json")
+    for words in (str(daemon.socket(region)), "65536 bytes", "memfd", "1 of at most 1024", "ID 65535", "mode 0660"):
+        assert words in said
+    assert re.search(rf"^ +0 .* {os.getpid()} .* 2 \(vector 2: 2\)$", said, re.M)
+    assert (known["name"], known["size"], known["peers"][0]["pending"]) == (region, 65536, [0, 0, 2])
+
+
+def test_peers(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert "No peer is connected" in ctl("peers", region)
+    assert ctl.json("peers", region, "--json") == []
+    with join(daemon, region), join(daemon, region):
+        said = ctl("peers", region)
+    assert len(re.findall(rf"^ +[01] .* {os.getpid()} +{os.getuid()} +{os.getgid()} ", said, re.M)) == 2
+
+
+# Ringing
+
+
+def pending(ctl: Ctl, region: str) -> list[list[int]]:
+    return [peer["pending"] for peer in ctl.json("status", region, "--json")["peers"]]
+
+
+def test_notify_and_broadcast(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region), join(daemon, region):
+        assert f"rang vector 1 of peer 0 in {region}" in ctl("notify", region, 0, 1)
+        assert pending(ctl, region) == [[0, 1, 0], [0, 0, 0]]
+        assert ctl.json("notify", region, 1, "--json") == {"region": region, "peer": 1, "vector": None}
+        assert pending(ctl, region) == [[0, 1, 0], [1, 1, 1]]
+        assert "2 peers" in ctl("broadcast", region)
+        assert pending(ctl, region) == [[1, 2, 1], [2, 2, 2]]
+        ctl("notify", region, "host", 2)
+        with Busctl(daemon.bus).monitor("Rung") as rung:
+            ctl("notify", region, "host", 0)
+            assert next(rung) == [0, 1]
+
+
+def test_a_peer_may_be_named_after_its_vm(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); sys.stdin.read()"
+    command = [sys.executable, "-c", code, "-name", "guest=friend,debug-threads=on"]
+    with RawClient(str(daemon.socket(region))) as watcher:
+        watcher.greet(3)
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as vm:
+            while 1 not in watcher.doorbells:
+                assert watcher.message() is not None
+            assert "peer 1" in ctl("notify", region, "friend", 0)
+            assert pending(ctl, region)[1] == [1, 0, 0]
+            assert 'no peer "foe"; connected: 0 (no name), 1 (friend)' in ctl.refused("notify", region, "foe", 0)
+            assert "friend" in ctl.refused("remove", region)
+            vm.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["notify", "nowhere", "0", "0"], 'no region "nowhere"; there is: '),
+        (["notify", "demo", "9", "0"], 'region "demo" has no peer 9'),
+        (["notify", "demo", "9"], 'region "demo" has no peer 9'),
+        (["notify", "demo", "65535", "4"], "has vectors 0 to 3, not 4"),
+        (["broadcast", "nowhere"], 'no region "nowhere"'),
+        (["status", "nowhere"], 'no region "nowhere"'),
+        (["peers", "nowhere"], 'no region "nowhere"'),
+        (["remove", "nowhere"], 'no region "nowhere"'),
+        (["read", "nowhere", "0", "1"], 'no region "nowhere"'),
+        (["write", "nowhere", "0", "x"], 'no region "nowhere"'),
+        (["qemu-args", "nowhere"], 'no region "nowhere"'),
+        (["libvirt-xml", "nowhere"], 'no region "nowhere"'),
+        (["disconnect", "demo", "65535"], 'region "demo" has no connected peer 65535'),
+        (["create", "demo"], 'region "demo" is there already'),
+        (["read", "demo", "4M", "1"], "not within the 4194304 bytes"),
+        (["write", "demo", "4194303", "xy"], "not within the 4194304 bytes"),
+    ],
+)
+def test_a_refusal_is_one_line_and_status_1(ctl: Ctl, words: list[str], error: str) -> None:
+    said = ctl.refused(*words)
+    assert said.startswith("doorbellctl: ")
+    assert error in said
+    assert said.count("\n") == 1
+
+
+def test_disconnect(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as peer:
+        assert "disconnected peer 0" in ctl("disconnect", region, 0)
+        peer.until_eof()
+
+
+# Regions
+
+
+def test_create_with_every_option(ctl: Ctl, daemon: Daemon) -> None:
+    path, memory = daemon.directory / "own", daemon.directory / "memory"
+    given = f"--size 1M --vectors 2 --socket {path} --owner {os.getuid()} --group {os.getgid()} --mode 0600"
+    given += f" --backing file:{memory} --first-id 5 --no-host-peer --max-peers 9 --stall-timeout 2min"
+    made = ctl.json("create", "full", *given.split(), "--set", "many-vectors=true", "--json")
+    assert made["name"] == "full"
+    assert (made["size"], made["vectors"], made["socket"], made["mode"]) == (1 << 20, 2, str(path), "0600")
+    assert (made["backing"], made["first-id"], made["max-peers"]) == (f"file:{memory}", 5, 9)
+    assert (made["host-peer"], made["stall-timeout"], made["many-vectors"]) == (False, 120.0, True)
+    assert "no host peer" in ctl.refused("notify", "full", "host", 0)
+    assert ctl("remove", "full") == "removed region full\n"
+    assert not path.exists()
+    assert memory.exists()
+    peers = 'peer=[{match={vm="nobody*"}, id=7}]'
+    assert "made region ruled" in ctl("create", "ruled", "--host-peer-id", 9, "--set", peers, "--set", "mode=0640")
+    assert ctl.json("remove", "ruled", "--json") == {"name": "ruled", "disconnected": 0}
+
+
+def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
+    said = ctl.refused("create", "bad", "--size", "3M", "--vectors", 65)
+    assert "size: 3M is not a power of two (QEMU needs one); use 4M" in said
+    assert "vectors: 65 is more than the 64" in said
+    assert "no KEY=VALUE" in ctl.refused("create", "bad", "--set", "size", status=2)
+    assert "can't go over D-Bus" in ctl.refused("create", "bad", "--set", "size=2026-01-01")
+
+
+def test_remove_asks_before_it_disconnects(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as peer:
+        said = ctl.refused("remove", region)
+        assert f"1 peer (pid {os.getpid()}) connected" in said
+        assert "add --yes" in said
+        status, asked = ctl.on_terminal("remove", region, answer="n\n")
+        assert (status, "stays" in asked) == (1, True)
+        assert region in ctl()
+        status, asked = ctl.on_terminal("remove", region, answer="y\n")
+        assert (status, f"removed region {region}" in asked) == (0, True)
+        peer.until_eof()
+
+
+def test_remove_with_yes(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as peer:
+        assert ctl.json("remove", region, "--yes", "--json") == {"name": region, "disconnected": 1}
+        peer.until_eof()
+
+
+def test_reload(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        ctl = Ctl(daemon.bus)
+        daemon.write_config("[region.demo]\n[region.more]\n")
+        assert "demo, more" in ctl("reload")
+        daemon.write_config("[region.demo]\nsize = 3\n")
+        assert f"{daemon.config}:4: region.demo.size" in ctl.refused("reload")
+        daemon.write_config("[region.demo]\n")
+        assert ctl.json("reload", "--json") == {"regions": ["demo"]}
+
+
+# Memory
+
+
+def test_write_and_read(ctl: Ctl, region: str) -> None:
+    assert "wrote 5 bytes at 16" in ctl("write", region, "0x10", "hello")
+    assert ctl.json("write", region, 64, "de ad be ef", "--hex", "--json")["length"] == 4
+    dump = ctl("read", region, 0, "0x60").splitlines()
+    assert dump[0].startswith("00000000  00 00")
+    assert dump[1].startswith("00000010  68 65 6c 6c 6f 00")
+    assert dump[1].endswith("|hello...........|")
+    assert dump[4].startswith("00000040  de ad be ef 00")
+    assert dump[-1] == "00000060"
+    assert ctl("read", region, 16, 5, "--raw") == "hello"
+    assert ctl.json("read", region, 64, 4, "--json") == {"region": region, "offset": 64, "length": 4, "hex": "deadbeef"}
+    assert ctl("read", region, "64K", 0, "--raw") == ""
+    assert "*" in ctl("read", region, "1K", 64).splitlines()
+    assert "is not hexadecimal" in ctl.refused("write", region, 0, "xy", "--hex", status=2)
+    assert "is no number" in ctl.refused("read", region, "x", 1, status=2)
+
+
+def test_more_than_one_message_takes(ctl: Ctl) -> None:
+    data = os.urandom((2 << 20) + 3)
+    assert ctl.feed(data, "write", "demo", 4096, "-").returncode == 0
+    assert ctl.run("read", "demo", 4096, len(data), "--raw").stdout == data
+
+
+# Guests
+
+
+def test_qemu_arguments_for_a_pipe_are_one_line(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    line = ctl("qemu-args", region, "--check")
+    assert line.count("\n") == 1
+    assert shlex.split(line) == [
+        "-chardev",
+        f"socket,path={daemon.socket(region)},id=iv{region}",
+        "-device",
+        f"ivshmem-doorbell,chardev=iv{region},vectors=3",
+    ]
+    assert ctl.json("qemu-args", region, "--json")["arguments"] == shlex.split(line)
+    assert shlex.split(ctl("qemu-args", region, "--all"))[0] == "qemu-system-x86_64"
+    done = ctl.run("qemu-args", region, "--vectors", 2)
+    assert b"vectors=2" in done.stdout
+    assert b"note: the region gives each peer 3 vectors" in done.stderr
+    assert "\\\r\n  -device" in ctl.on_terminal("qemu-args", region)[1]
+
+
+def test_qemu_arguments_that_would_not_work_are_refused(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert "backing shm:NAME" in ctl.refused("qemu-args", region, "--device", "plain")
+    assert "backing shm:NAME" in ctl.refused("libvirt-xml", region, "--device", "plain")
+    daemon.socket(region).unlink()
+    assert "No such file" in ctl.refused("qemu-args", region, "--check")
+    daemon.socket(region).write_text("")
+    assert "it is no socket" in ctl.refused("libvirt-xml", region, "--check")
+    daemon.socket(region).unlink()
+
+
+def test_libvirt_xml(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    shmem = ET.fromstring(ctl("libvirt-xml", region))
+    assert shmem.tag == "shmem"
+    server = shmem.find("server")
+    assert server is not None
+    assert server.get("path") == str(daemon.socket(region))
+    assert ET.fromstring(ctl.json("libvirt-xml", region, "--json")["xml"]).get("name") == region
+
+
+# The self-test
+
+
+@pytest.mark.parametrize("library", ["dbus_fast", "dbus_next"])
+def test_selftest_with_both_libraries(ctl: Ctl, library: str) -> None:
+    pytest.importorskip(library)
+    said = ctl("selftest", DOORBELLD_DBUS_LIBRARY=library)
+    assert len(re.findall("^ok ", said, re.M)) == 10
+    assert "Everything works." in said
+    assert ctl.json("describe")["regions"].keys() == {"demo"}
+
+
+def test_selftest_in_a_region_writes_nothing(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    ctl("write", region, 0, "precious")
+    with join(daemon, region):
+        result = ctl.json("selftest", region, "--json")
+    assert result["ok"]
+    assert all(step["ok"] for step in result["steps"])
+    assert result["latency"]["ring"]["median_us"] > 0
+    assert result["latency"]["notify"]["median_us"] > 0
+    assert ctl("read", region, 0, 9, "--raw") == "precious\0"
+    assert ctl.json("peers", region, "--json") == []
+
+
+def test_a_selftest_that_fails_says_where_to_look(ctl: Ctl) -> None:
+    ctl("create", "closed", "--set", 'peer=[{match={vm="nobody"}}]')
+    try:
+        done = ctl.run("selftest", "closed")
+        said = done.stdout.decode()
+        assert done.returncode == 1
+        assert "FAILED  socket: A was turned away" in said
+        assert "[[region.closed.peer]]" in said
+        result = json.loads(ctl.run("selftest", "closed", "--json").stdout)
+        assert (result["ok"], result["steps"][-1]["ok"], result["steps"][-1]["step"]) == (False, False, "socket")
+    finally:
+        ctl("remove", "closed")
+    assert "FAILED  region: no region" in ctl.run("selftest", "nowhere").stdout.decode()
+
+
+# Watching
+
+
+def test_monitor_tells_what_happens(ctl: Ctl, daemon: Daemon) -> None:
+    with Monitor(ctl, "--json") as monitor:
+        assert monitor.event() == {"event": "watching", "regions": ["demo"], "peers": 0}
+        ctl("create", "seen", "--size", "64K", "--vectors", "3")
+        path = str(daemon.socket("seen"))
+        made = {"region": "seen", "size": 65536, "vectors": 3, "socket": path}
+        assert monitor.event() == {"event": "region-added", **made}
+        with join(daemon, "seen"):
+            joined = monitor.event()
+            assert (joined["event"], joined["peer"], joined["pid"]) == ("peer-added", 0, os.getpid())
+            ctl("notify", "seen", "host", 1)
+            assert monitor.event() == {"event": "rung", "region": "seen", "vector": 1, "count": 1}
+        left = monitor.event()
+        assert (left["event"], left["peer"], "reason" in left) == ("peer-removed", 0, True)
+        ctl("remove", "seen")
+        assert monitor.event() == {"event": "region-removed", "region": "seen"}
+        assert monitor.stop() == 0
+
+
+def test_monitor_of_one_region_for_people(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with Monitor(ctl, region) as monitor:
+        assert f"watching region {region}, 0 peers" in monitor.line()
+        ctl("notify", "demo", "host", 0)
+        with join(daemon, region):
+            assert f"{region}  peer 0 joined: pid {os.getpid()}, uid {os.getuid()}" in monitor.line()
+            ctl("disconnect", region, 0)
+        line = monitor.line()
+        assert re.match(r"\d\d:\d\d:\d\d\.\d{3}  ", line)
+        assert line.endswith("peer 0 left: disconnected over D-Bus")
+        assert monitor.stop(signal.SIGTERM) == 0
+    with Monitor(ctl, "later") as monitor:
+        assert "not there yet" in monitor.line()
+
+
+def test_monitor_outlives_the_daemon_and_its_bus(short_path: Path) -> None:
+    daemon = Daemon(short_path).start()
+    with Monitor(Ctl(daemon.bus), "--json") as monitor:
+        assert monitor.event()["event"] == "watching"
+        assert daemon.stop() == 0
+        assert monitor.event() == {"event": "daemon-gone"}
+        with daemon:
+            assert monitor.event() == {"event": "daemon-back", "regions": ["demo"], "peers": 0}
+            with RawClient(str(daemon.socket())).greet(4):
+                assert monitor.event()["event"] == "peer-added"
+            assert monitor.event()["event"] == "peer-removed"
+        assert monitor.event() == {"event": "daemon-gone"}
+
+
+# Which daemon
+
+
+def test_no_daemon_says_where_it_was_looked_for(ctl: Ctl, short_path: Path) -> None:
+    environment = {"DOORBELLD_BUS": "auto", "XDG_RUNTIME_DIR": str(short_path)}
+    environment["DBUS_SYSTEM_BUS_ADDRESS"] = f"unix:path={short_path}/system"
+    said = ctl.refused(status=69, **environment)
+    assert f"unix:path={short_path}/system" in said
+    assert f"{short_path}/doorbelld/bus" in said
+    assert f"{Path(sys.prefix).parent}/run/bus" in said
+    assert "systemctl start doorbelld" in said
+    for words in (["peers", "demo"], ["monitor"], ["selftest"], ["--bus", "system"], ["--bus", "private", "reload"]):
+        assert "no doorbelld" in ctl.refused(*words, status=69, **environment)
+
+
+async def test_a_bus_without_the_daemon(short_path: Path, ctl: Ctl) -> None:
+    bus = PrivateBus(str(short_path))
+    address = await bus.ensure()
+    try:
+        for words in ([], ["monitor"]):
+            said = await asyncio.to_thread(ctl.refused, "--bus", address, *words, status=69)
+            assert f"nobody owns org.doorbelld.Doorbell1 at {address}, and the bus can't start it" in said
+        system = {"DOORBELLD_BUS": "auto", "DBUS_SYSTEM_BUS_ADDRESS": address}
+        said = await asyncio.to_thread(ctl.refused, status=69, **system)
+        assert "the system bus: there is a message bus, but nobody owns" in said
+    finally:
+        await bus.stop()
+
+
+def test_a_pipe_that_closes_ends_it_quietly(ctl: Ctl) -> None:
+    for words in ("read demo 0 1M", "describe"):
+        script = f"{BIN}/doorbellctl {words} | read -r line"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, env=ctl.environment, timeout=DEADLINE)
+        assert done.stderr == b""
+
+
+def test_the_daemon_is_found_where_it_usually_is(ctl: Ctl, daemon: Daemon, short_path: Path) -> None:
+    nowhere = f"unix:path={short_path}/none"
+    (short_path / "doorbelld").symlink_to(daemon.runtime)
+    there = {"DOORBELLD_BUS": "auto", "XDG_RUNTIME_DIR": str(short_path), "DBUS_SYSTEM_BUS_ADDRESS": nowhere}
+    assert f"on {short_path}/doorbelld/bus" in ctl(**there)
+    assert "demo" in ctl("--bus", "private", **there)
+    system = {"DOORBELLD_BUS": "auto", "XDG_RUNTIME_DIR": "/nowhere", "DBUS_SYSTEM_BUS_ADDRESS": daemon.bus}
+    assert f"on {daemon.runtime}/bus" in ctl(**system)
+    assert "demo" in ctl("--bus", "session", DBUS_SESSION_BUS_ADDRESS=daemon.bus)
+    assert "demo" in ctl("--bus", daemon.bus, DOORBELLD_BUS="private", XDG_RUNTIME_DIR="/nowhere")
+
+
+# The command line itself
+
+
+@pytest.mark.parametrize(
+    "words", [["--bus", "nonsense"], ["nofity"], ["notify"], ["notify", "demo", "0", "x"], ["status", "--what"]]
+)
+def test_a_wrong_command_line_is_status_2(ctl: Ctl, words: list[str]) -> None:
+    assert "Usage: doorbellctl" in ctl.refused(*words, status=2)
+    assert 'did you mean "notify"?' in ctl.refused("nofity", status=2)
+
+
+def test_help(ctl: Ctl) -> None:
+    whole = ctl("--help")
+    assert whole == ctl("-h")
+    assert "Examples:" in whole
+    assert "69  there is no daemon" in whole
+    assert "..." not in whole.replace("[ARGS]...", "")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", whole, re.M)
+        said = ctl(command, "-h")
+        assert said.startswith(f"Usage: doorbellctl {command}")
+        assert "\\b" not in said
+        assert max(map(len, (whole + said).splitlines())) <= 100
+    assert re.search("^    doorbellctl notify demo 0 2  +vector 2 of peer 0$", ctl("notify", "-h"), re.M)
+    assert ctl("--version") == f"doorbellctl {__version__}\n"
+
+
+def complete(ctl: Ctl, *words: str, **environment: str) -> list[str]:
+    typed = " ".join(["doorbellctl", *words])
+    asked = {"_DOORBELLCTL_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words))}
+    done = ctl.run(**asked, **environment)
+    assert done.stderr == b""
+    return [line.partition(",")[2] for line in done.stdout.decode().split()]
+
+
+def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert complete(ctl, "sta") == ["status"]
+    assert sorted(complete(ctl, "status", "")) == sorted(["demo", region])
+    with join(daemon, region), join(daemon, region):
+        assert complete(ctl, "notify", region, "") == ["0", "1"]
+    assert complete(ctl, "status", "", DOORBELLD_BUS="unix:path=/nowhere") == []
+    for shell in ("zsh", "fish"):
+        assert "_DOORBELLCTL_COMPLETE" in ctl("completion", shell)
+    script = ctl("completion", "bash")
+    assert subprocess.run(["bash", "-n"], input=script.encode(), check=True).returncode == 0
+
+
+def test_it_starts_without_what_it_does_not_need() -> None:
+    code = "import sys, doorbelld.ctl.app; print([m for m in ('asyncio', 'rich', 'dbus_fast', 'dbus_next', 'structlog')"
+    done = subprocess.run([sys.executable, "-c", f"{code} if m in sys.modules])"], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
