@@ -31,6 +31,7 @@ from .bus.private import PrivateBus
 from .config.loader import Config, load
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import limits
+from .guide import text as guide
 from .host.host import Host
 from .ivshmem.spec import RegionSpec
 from .log import LEVELS, set_up
@@ -75,6 +76,8 @@ class Daemon:
                 return os.EX_UNAVAILABLE
             self._readiness.ready(self._status())
             log.info("ready", version=__version__, bus=address, serving=self._status())
+            if self._private is not None:
+                click.echo(guide(self._host, address))
             keeper = self._loop.create_task(connection.keep())
             await stop.wait()
             self._readiness.stopping()
@@ -161,7 +164,17 @@ class Daemon:
             log.info("configuration reloaded", serving=self._status())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EPILOG = """\b
+Exit status:
+  0   stopped by SIGTERM or SIGINT; or, with --check, nothing is wrong
+  2   the command line is wrong
+  69  no message bus, or the name is somebody else's
+  73  a socket or memory can't be made
+  78  the configuration is wrong
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG)
 @click.option("--config", "file", metavar="FILE", help=f"Configuration; default {DEFAULT_CONFIG}, if it is there.")
 @click.option(
     "--bus",
@@ -176,16 +189,8 @@ class Daemon:
 def main(file: str | None, bus: str, log_level: str | None, check: bool) -> None:
     """Serve shared memory and doorbells (ivshmem) to virtual machines and host processes.
 
-    \b
-    Exit status:
-      0   stopped by SIGTERM or SIGINT; or, with --check, nothing is wrong
-      2   the command line is wrong
-      69  no message bus, or the name is somebody else's
-      73  a socket or memory can't be made
-      78  the configuration is wrong
-
-    SIGHUP reads the configuration again. doorbellctl steers the daemon.
-    """  # noqa: D301: click wants the character that \b is
+    SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it.
+    """
     if file is None and Path(DEFAULT_CONFIG).exists():
         file = DEFAULT_CONFIG
     try:
