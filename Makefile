@@ -65,4 +65,4 @@ clean: ## Remove everything that was made here.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(STAMP) ## Install to $(DESTDIR)$(PREFIX), with all dependencies in a folder of our own.
-	packaging/install "$(BIN)/pip" "$(DESTDIR)" "$(PREFIX)"
+	packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)"
