@@ -13,6 +13,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -31,13 +32,28 @@ class Action(Enum):
     MANAGE = "manage"
 
 
+@dataclass(slots=True)
+class _Question:
+    """What the bus was asked, and how many still wait for the answer or have yet to go on with it."""
+
+    answer: asyncio.Future[dict[str, Any]]
+    waiting: int = 0
+
+    async def turn(self) -> dict[str, Any]:
+        """Give the answer, in the order of calling this, also to who calls when it is there already."""
+        turn = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(lambda _: None if turn.done() else turn.set_result(None))
+        await turn
+        return self.answer.result()
+
+
 class Authority:
     """Decides; *ask* fetches ``GetConnectionCredentials`` of a unique name from the bus."""
 
     def __init__(self, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         self._ask = ask
         self._known: OrderedDict[str, Credentials] = OrderedDict()
-        self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._questions: dict[str, _Question] = {}
         self._trusted = {0, os.geteuid()}
 
     def known(self, sender: str) -> Credentials | None:
@@ -47,25 +63,32 @@ class Authority:
     async def learn(self, sender: str) -> Credentials:
         """Tell who *sender* is, asking the bus if need be.
 
-        Who waits for the same answer goes on in the order of asking, so a caller's first calls keep theirs.
+        Who waits for the same answer goes on in the order of asking: the answer is `known` only once the last of them
+        has it, so that no later call overtakes an earlier one.
 
         Raises:
             AccessDenied: the bus does not say.
         """
-        known, asking = self._known, self._asked
-        asked = asking.get(sender)
-        if asked is None:
-            asked = asking[sender] = asyncio.ensure_future(self._ask(sender))
-            asked.add_done_callback(lambda _: asking.pop(sender, None))
+        if (who := self._known.get(sender)) is not None:
+            return who
+        known, questions = self._known, self._questions
+        if (question := questions.get(sender)) is None:
+            question = questions[sender] = _Question(asyncio.ensure_future(self._ask(sender)))
+        question.waiting += 1
         try:
-            said = await asyncio.shield(asked)
+            said = await question.turn()
             groups = said.get("UnixGroupIDs") or [-1]
             who = Credentials(int(said.get("ProcessID", 0)), int(said["UnixUserID"]), int(groups[0]))
         except Exception as error:  # whatever the library raises when the bus goes away
             raise AccessDenied(f"the bus does not say who {sender} is") from error
+        finally:
+            question.waiting -= 1
+            if not question.waiting:
+                del questions[sender]
         if known is not self._known:
             raise AccessDenied(f"the bus that knew {sender} is gone")
-        self._known[sender] = who
+        if not question.waiting:
+            self._known[sender] = who
         while len(self._known) > _CACHE_MAX:
             self._known.popitem(last=False)
         return who
@@ -80,4 +103,4 @@ class Authority:
 
     def forget(self) -> None:
         """Forget everybody: another bus gives the same names to others."""
-        self._known, self._asked = OrderedDict(), {}  # new ones: an answer that is on its way must not get in
+        self._known, self._questions = OrderedDict(), {}  # new ones: an answer that is on its way must not get in

@@ -251,7 +251,8 @@ class RegionView(View, interface=REGION):
     @prop("HostRings")
     def host_rings(self) -> list[int]:
         """Rings taken, by vector."""
-        return list(self._region.host.totals) if self._region.host else []
+        # a guest can add nearly 2^64 to an eventfd at a time, so the sum wraps, as an eventfd would
+        return [total % (1 << 64) for total in self._region.host.totals] if self._region.host else []
 
     @prop("StallTimeoutUSec")
     def stall_timeout(self) -> int:

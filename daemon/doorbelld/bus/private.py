@@ -26,6 +26,7 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
   <listen>{address}</listen>
   <auth>EXTERNAL</auth>
   <policy context="default">
+    <allow user="root"/>
     <allow send_destination="*" eavesdrop="true"/>
     <allow eavesdrop="true"/>
     <allow own="*"/>

@@ -19,6 +19,7 @@ import structlog
 
 from ..errors import DoorbellError
 from ..fds.owned import Fd
+from ..fds.peercred import Credentials
 from . import interfaces
 from .authority import Authority
 from .library import Message, MessageFlag, MessageType
@@ -88,16 +89,19 @@ class Router:
         who = self._authority.known(msg.sender)
         if who is None:
             return self._call_when_known(msg, call)
+        return self._call_as(who, msg, view, call)
+
+    def _call_as(self, who: Credentials, msg: Any, view: View, call: Call) -> Any:
         self._authority.check(call.action, who)
         arguments = (who, *msg.body) if call.wants_caller else msg.body
         result = call.function(view, *arguments)
         return self._awaited(call, result) if inspect.isawaitable(result) else (call.returns, result)
 
     async def _call_when_known(self, msg: Any, call: Call) -> Any:
-        await self._authority.learn(msg.sender)
+        who = await self._authority.learn(msg.sender)
         if (view := self._tree.find(msg.path)) is None:  # what was there may be gone, or another by now
             raise CallError("UnknownObject", f"{msg.path} went away")
-        result = self._call(msg, view, call)
+        result = self._call_as(who, msg, view, call)
         return await result if inspect.isawaitable(result) else result
 
     @staticmethod

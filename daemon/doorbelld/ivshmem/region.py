@@ -267,8 +267,12 @@ class Region:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS and self._turn_away(error):
-                    continue
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    try:
+                        if self._turn_away(error):
+                            continue
+                    except BlockingIOError:  # accept(2) wants a descriptor before it looks whether anybody waits
+                        return
                 if error.errno == errno.ECONNABORTED:
                     continue
                 self._refuse(f"accept: {error.strerror}")
@@ -287,10 +291,16 @@ class Region:
                 self._refuse(str(error), sock, who.program.startswith("qemu"))
 
     def _turn_away(self, cause: OSError) -> bool:
-        """Accept and close one connection for which there is no descriptor; False if not even that worked."""
+        """Accept and close one connection for which there is no descriptor; False if not even that worked.
+
+        Raises:
+            BlockingIOError: nobody waits.
+        """
         with self._spare.lent():
             try:
                 sock, _ = self._listener.sock.accept()
+            except BlockingIOError:
+                raise
             except OSError:
                 return False
             self._refuse(

@@ -1,0 +1,509 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The router: whatever a caller sends is answered exactly once, and nothing of ours gets out that should not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from doorbelld.bus.authority import Authority
+from doorbelld.bus.library import Message, MessageFlag, MessageType, Variant, parse
+from doorbelld.bus.names import MANAGER, PEER, REGION, ROOT, VECTOR
+from doorbelld.bus.objects import Tree
+from doorbelld.bus.router import Router
+from doorbelld.fds.owned import Fd
+from doorbelld.host.host import Host
+from doorbelld.ivshmem.spec import RegionSpec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fdcount import no_leaks
+
+ME, STRANGER = ":1.7", ":1.8"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+DEMO = f"{ROOT}/region/demo"
+HOST_PEER = f"{DEMO}/peer/65535"
+
+
+def plain(value: Any) -> Any:
+    """Structs as lists: one library reads them as lists, the other as tuples."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class FakeWriter:
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.fds: list[list[Fd]] = []
+
+    def write(self, data: bytes, fds: list[Fd], future: object = None) -> None:
+        self.sent.append(parse(data))
+        self.fds.append(fds)
+
+
+class Bench:
+    """A router over a real host, with a writer that we see into."""
+
+    def __init__(self, directory: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(executor := ThreadPoolExecutor(1))
+        self.executor = executor
+        self.host = Host(self.loop, directory, 4096)
+        self.reloads = 0
+        self.asked: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.authority = Authority(self._credentials)
+        self.router = Router(Tree(self.host, self._reload), self.authority)
+        self.writer = FakeWriter()
+        self.router.writer = self.writer  # type: ignore[assignment]
+        self.router.next_serial = itertools.count(1).__next__
+        self._serials = itertools.count(1)
+
+    async def _credentials(self, sender: str) -> dict[str, Any]:
+        self.asked.append(sender)
+        await self.may_answer.wait()
+        uid = os.geteuid() + (4711 if sender == STRANGER else 0)
+        return {"ProcessID": os.getpid(), "UnixUserID": uid, "UnixGroupIDs": [0]}
+
+    async def _reload(self) -> None:
+        self.reloads += 1
+
+    def message(
+        self,
+        path: str,
+        interface: str | None,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        sender: str = ME,
+        flags: Any = MessageFlag.NONE,
+    ) -> Any:
+        return Message(
+            destination="org.doorbelld.Doorbell1",
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            sender=sender,
+            flags=flags,
+            serial=next(self._serials),
+        )
+
+    async def settle(self) -> None:
+        async with asyncio.timeout(20):
+            while self.router._tasks:
+                await asyncio.wait(list(self.router._tasks))
+
+    async def call(self, *arguments: Any, **more: Any) -> Any:
+        """Send a call and give the one reply to it."""
+        message = self.message(*arguments, **more)
+        before = len(self.writer.sent)
+        assert self.router.handle(message) is True
+        await self.settle()
+        (reply,) = self.writer.sent[before:]
+        assert reply.reply_serial == message.serial
+        assert reply.destination == message.sender
+        return reply
+
+    async def error(self, *arguments: Any, **more: Any) -> tuple[str, str]:
+        reply = await self.call(*arguments, **more)
+        assert reply.message_type is MessageType.ERROR
+        assert reply.signature == "s"
+        return reply.error_name, reply.body[0]
+
+    def close(self) -> None:
+        self.host.close()
+        self.executor.shutdown()
+
+
+@pytest.fixture
+async def bench(short_path: Path) -> AsyncIterator[Bench]:
+    with no_leaks():
+        made = Bench(str(short_path))
+        await made.host.create_region(RegionSpec("demo"))
+        yield made
+        made.close()
+
+
+async def test_a_method_with_a_result_without_one_and_an_awaited_one(bench: Bench) -> None:
+    reply = await bench.call(ROOT, MANAGER, "ListRegions")
+    assert (reply.signature, plain(reply.body)) == ("a(so)", [[["demo", DEMO]]])
+    reply = await bench.call(DEMO, REGION, "Notify", "qq", 65535, 0)
+    assert (reply.message_type, reply.signature, reply.body) == (MessageType.METHOD_RETURN, "", [])
+    reply = await bench.call(ROOT, MANAGER, "Reload")
+    assert (reply.message_type, bench.reloads) == (MessageType.METHOD_RETURN, 1)
+
+
+async def test_the_interface_may_be_left_out(bench: Bench) -> None:
+    assert plain((await bench.call(ROOT, None, "ListRegions")).body) == [[["demo", DEMO]]]
+    assert (await bench.call(DEMO, None, "GetAll", "s", "")).signature == "a{sv}"
+    assert (await bench.call(f"{HOST_PEER}/vector/0", None, "Notify")).signature == ""
+
+
+async def test_the_bus_is_asked_who_calls_once(bench: Bench) -> None:
+    for _ in range(3):
+        await bench.call(ROOT, MANAGER, "ListRegions")
+    assert bench.asked == [ME]
+
+
+FREEDESKTOP = "org.freedesktop.DBus.Error."
+OURS = "org.doorbelld.Doorbell1.Error."
+
+WRONG: list[tuple[tuple[Any, ...], str, str]] = [
+    ((ROOT, MANAGER, "Explode"), FREEDESKTOP + "UnknownMethod", "has no method Explode"),
+    ((ROOT, None, "Explode"), FREEDESKTOP + "UnknownMethod", "Explode"),
+    ((ROOT, PROPERTIES, "Explode"), FREEDESKTOP + "UnknownMethod", "Explode"),
+    ((ROOT, REGION, "Broadcast"), FREEDESKTOP + "UnknownInterface", f"{ROOT} has no interface {REGION}"),
+    ((DEMO, "a.b", "C"), FREEDESKTOP + "UnknownInterface", "a.b"),
+    ((f"{DEMO}/peer", MANAGER, "C"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{ROOT}/region/none", REGION, "Broadcast"), FREEDESKTOP + "UnknownObject", "no object"),
+    (("/", "a.b", "C"), FREEDESKTOP + "UnknownInterface", "a.b"),
+    (("/elsewhere", REGION, "Broadcast"), FREEDESKTOP + "UnknownObject", "no object at /elsewhere"),
+    (("/elsewhere", PROPERTIES, "GetAll", "s", ""), FREEDESKTOP + "UnknownObject", "no object"),
+    (("/org", PROPERTIES, "GetAll", "s", ""), FREEDESKTOP + "UnknownInterface", "no properties"),
+    ((f"{DEMO}/peer/65535/vector/4", VECTOR, "Notify"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{DEMO}/peer/065535", PEER, "NotifyAll"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{DEMO}/peer/65535/vector/00", VECTOR, "Notify"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((DEMO, REGION, "Notify", "q", 1), FREEDESKTOP + "InvalidArgs", 'takes arguments of signature "qq", not "q"'),
+    ((DEMO, REGION, "Notify"), FREEDESKTOP + "InvalidArgs", 'not ""'),
+    ((DEMO, REGION, "Broadcast", "s", "x"), FREEDESKTOP + "InvalidArgs", 'not "s"'),
+    ((DEMO, PROPERTIES, "Get", "s", "x"), FREEDESKTOP + "InvalidArgs", 'takes "ss", not "s"'),
+    ((DEMO, PROPERTIES, "Get", "ss", REGION, "Colour"), FREEDESKTOP + "UnknownProperty", "no property Colour"),
+    ((DEMO, PROPERTIES, "Get", "ss", "", "Colour"), FREEDESKTOP + "UnknownProperty", "no property Colour"),
+    ((DEMO, PROPERTIES, "Get", "ss", PROPERTIES, "Size"), FREEDESKTOP + "UnknownProperty", "no property Size"),
+    ((DEMO, PROPERTIES, "Get", "ss", "a.b", "Size"), FREEDESKTOP + "UnknownInterface", "no interface a.b"),
+    ((DEMO, PROPERTIES, "GetAll", "s", "a.b"), FREEDESKTOP + "UnknownInterface", "no interface a.b"),
+    (
+        (DEMO, PROPERTIES, "Set", "ssv", REGION, "Size", Variant("t", 1)),
+        FREEDESKTOP + "PropertyReadOnly",
+        "Size can't be set",
+    ),
+    (
+        (DEMO, PROPERTIES, "Set", "ssv", REGION, "Colour", Variant("t", 1)),
+        FREEDESKTOP + "UnknownProperty",
+        "no property Colour",
+    ),
+    (
+        (DEMO, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+        FREEDESKTOP + "UnknownInterface",
+        "no object manager",
+    ),
+    ((DEMO, REGION, "Notify", "qq", 5, 0), OURS + "NoSuchPeer", 'region "demo" has no peer 5; nobody is connected'),
+    ((DEMO, REGION, "Notify", "qq", 65535, 4), OURS + "NoSuchVector", "has vectors 0 to 3, not 4"),
+    ((DEMO, REGION, "Disconnect", "q", 65535), OURS + "NoSuchPeer", "no connected peer 65535"),
+    ((ROOT, MANAGER, "ListPeers", "s", "x"), OURS + "NoSuchRegion", 'no region "x"; there is: demo'),
+    ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "demo", {}), OURS + "RegionExists", "is there already"),
+    ((ROOT, MANAGER, "ListQueues", "s", "d"), OURS + "NoSuchDevice", 'no device "d"'),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "d", "blk", {}), OURS + "NoSuchDeviceType", '"blk"'),
+    ((DEMO, REGION, "ReadMemory", "tu", 4 << 20, 1), OURS + "InvalidOptions", "are not within"),
+    ((DEMO, REGION, "ReadMemory", "tu", 0, (1 << 20) + 1), OURS + "InvalidOptions", "more than 1048576"),
+    ((DEMO, REGION, "ReadMemory", "tu", (1 << 64) - 1, 1), OURS + "InvalidOptions", "are not within"),
+    ((DEMO, REGION, "WriteMemory", "tay", (4 << 20) - 1, b"ab"), OURS + "InvalidOptions", "are not within"),
+    ((DEMO, REGION, "Attach", "a{sv}", {"x": Variant("b", True)}), OURS + "InvalidOptions", "x: unknown option"),
+]
+
+
+@pytest.mark.parametrize(("call", "name", "text"), WRONG, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(WRONG)])
+async def test_what_is_wrong_is_said(bench: Bench, call: tuple[Any, ...], name: str, text: str) -> None:
+    for _ in range(2):  # the first from somebody new, the second from somebody known
+        found, said = await bench.error(*call)
+        assert found == name
+        assert text in said
+
+
+async def test_all_problems_of_options_are_in_one_error(bench: Bench) -> None:
+    options = {"size": Variant("s", "3Q"), "vectors": Variant("u", 0), "colour": Variant("s", "red")}
+    name, said = await bench.error(ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", options)
+    assert name == OURS + "InvalidOptions"
+    assert [line.split(":")[0] for line in said.splitlines()] == [
+        "region.new.size",
+        "region.new.vectors",
+        "region.new.colour",
+    ]
+    assert list(bench.host.regions) == ["demo"]
+
+
+async def test_a_stranger_may_look_but_not_touch(bench: Bench) -> None:
+    assert (await bench.call(ROOT, MANAGER, "ListRegions", sender=STRANGER)).body
+    assert (await bench.call(DEMO, PROPERTIES, "GetAll", "s", REGION, sender=STRANGER)).body
+    for call in (
+        (DEMO, REGION, "Notify", "qq", 65535, 0),
+        (DEMO, REGION, "OpenMemory"),
+        (DEMO, REGION, "ReadMemory", "tu", 0, 1),
+        (DEMO, REGION, "Attach", "a{sv}", {}),
+        (ROOT, MANAGER, "RemoveRegion", "s", "demo"),
+    ):
+        name, said = await bench.error(*call, sender=STRANGER)
+        assert name == OURS + "AccessDenied"
+        assert "call as root or as the daemon's user" in said
+    assert bench.host.region("demo").host.totals == [0, 0, 0, 0]  # type: ignore[union-attr]
+
+
+async def test_no_reply_is_sent_to_who_expects_none(bench: Bench) -> None:
+    quiet = MessageFlag.NO_REPLY_EXPECTED
+    await bench.call(ROOT, MANAGER, "ListRegions")
+    before = len(bench.writer.sent)
+    for call in (
+        (ROOT, MANAGER, "ListRegions"),
+        (DEMO, REGION, "Notify", "qq", 65535, 0),
+        (DEMO, REGION, "Notify", "qq", 5, 0),
+        (DEMO, REGION, "OpenMemory"),  # the descriptor is closed: the fixture counts
+        (DEMO, "a.b", "C"),
+        (ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", {}),
+        (ROOT, MANAGER, "Reload"),
+    ):
+        assert bench.router.handle(bench.message(*call, flags=quiet)) is True  # type: ignore[arg-type]
+        await bench.settle()
+    assert len(bench.writer.sent) == before
+    assert sorted(bench.host.regions) == ["demo", "new"]
+    assert bench.reloads == 1
+
+
+async def test_without_a_bus_nothing_is_sent_and_nothing_leaks(bench: Bench) -> None:
+    await bench.call(ROOT, MANAGER, "ListRegions")
+    bench.router.writer = None
+    before = len(bench.writer.sent)
+    for call in ((ROOT, MANAGER, "ListRegions"), (DEMO, REGION, "OpenMemory"), (DEMO, "a.b", "C")):
+        assert bench.router.handle(bench.message(*call)) is True
+    bench.router.signal(DEMO, REGION, "Rung", "qt", [0, 1])
+    assert len(bench.writer.sent) == before
+
+
+async def test_descriptors_are_handed_to_the_writer(bench: Bench) -> None:
+    reply = await bench.call(DEMO, REGION, "OpenMemory")
+    assert (reply.signature, reply.body) == ("h", [0])
+    (handed,) = bench.writer.fds[-1]
+    memory = bench.host.region("demo").memory
+    assert handed.fileno() != memory.fileno()
+    assert os.fstat(handed.fileno()).st_ino == os.fstat(memory.fileno()).st_ino
+    handed.close()
+
+
+async def test_no_descriptor_left_is_a_limit_and_not_our_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.call(ROOT, MANAGER, "ListRegions")
+
+    def full(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", full)
+        for call in ((DEMO, REGION, "OpenMemory"), (DEMO, REGION, "OpenDoorbell", "qq", 65535, 0)):
+            name, said = await bench.error(*call)
+            assert name == OURS + "LimitExceeded"
+            assert "raise LimitNOFILE=" in said
+
+
+@pytest.mark.parametrize("member", ["ListRegions", "Describe", "Reload"])
+async def test_an_exception_of_ours_is_logged_and_not_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, member: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret of the daemon")
+
+    async def fail_later(*_: object) -> None:
+        await asyncio.sleep(0)
+        fail()
+
+    tree = bench.router._tree
+    manager = tree.find(ROOT)
+    assert manager is not None
+    call = type(manager).calls[member]
+    replaced = type(call)(
+        fail_later if member == "Reload" else fail, call.takes, call.returns, call.action, call.wants_caller
+    )
+    monkeypatch.setitem(type(manager).calls, member, replaced)
+    for _ in range(2):
+        with structlog.testing.capture_logs() as logged:
+            name, said = await bench.error(ROOT, MANAGER, member)
+        assert name == FREEDESKTOP + "Failed"
+        assert "secret" not in said
+        assert "log" in said
+        (line,) = [line for line in logged if line["log_level"] == "error"]
+        assert (line["member"], str(line["exc_info"])) == (member, "a secret of the daemon")
+
+
+async def test_a_reply_that_can_not_be_marshalled_is_an_error_of_ours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = bench.router._tree.find(ROOT)
+    assert manager is not None
+    call = type(manager).calls["ListRegions"]
+    broken = type(call)(lambda _: [["demo", None]], "", call.returns, call.action, False)
+    monkeypatch.setitem(type(manager).calls, "ListRegions", broken)
+    with structlog.testing.capture_logs():
+        assert (await bench.error(ROOT, MANAGER, "ListRegions"))[0] == FREEDESKTOP + "Failed"
+
+
+async def test_an_answer_that_comes_after_the_bus_went_goes_to_nobody(bench: Bench) -> None:
+    """Unique names begin anew on a new bus: the same one is somebody else's there."""
+    await bench.call(ROOT, MANAGER, "ListRegions")
+    old, new = bench.writer, FakeWriter()
+    before = len(old.sent)
+    bench.router.handle(bench.message(ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", {}))
+    bench.router.handle(bench.message(ROOT, MANAGER, "CreateRegion", "sa{sv}", "demo", {}))
+    bench.router.writer = new  # type: ignore[assignment]
+    await bench.settle()
+    assert (len(old.sent) - before, new.sent) == (0, [])
+    assert "new" in bench.host.regions
+
+
+async def test_an_object_that_was_replaced_while_the_bus_was_asked(bench: Bench) -> None:
+    bench.may_answer.clear()
+    bench.router.handle(bench.message(DEMO, REGION, "OpenMemory"))
+    bench.host.remove_region("demo")
+    bench.router._tree.drop_region(DEMO)  # as the announcer does
+    region = await bench.host.create_region(RegionSpec("demo"))
+    bench.may_answer.set()
+    await bench.settle()
+    ((handed,),) = bench.writer.fds
+    assert os.fstat(handed.fileno()).st_ino == os.fstat(region.memory.fileno()).st_ino
+    handed.close()
+    bench.authority.forget()
+    bench.router.handle(bench.message(DEMO, REGION, "OpenMemory"))
+    bench.host.remove_region("demo")
+    bench.router._tree.drop_region(DEMO)
+    await bench.settle()
+    assert bench.writer.sent[-1].error_name == FREEDESKTOP + "UnknownObject"
+
+
+async def test_what_is_no_call_is_left_to_the_library(bench: Bench) -> None:
+    for kind in (MessageType.METHOD_RETURN, MessageType.ERROR, MessageType.SIGNAL):
+        message = bench.message(ROOT, MANAGER, "ListRegions")
+        message.message_type = kind
+        assert bench.router.handle(message) is False
+    assert bench.writer.sent == []
+
+
+async def test_every_node_introspects_and_the_walk_reaches_every_object(bench: Bench) -> None:
+    seen: dict[str, list[str]] = {}
+
+    async def walk(path: str) -> None:
+        (text,) = (await bench.call(path, "org.freedesktop.DBus.Introspectable", "Introspect")).body
+        node = ET.fromstring(text)
+        seen[path] = [item.get("name", "") for item in node.findall("interface") if BUS in item.get("name", "")]
+        for child in node.findall("node"):
+            await walk(f"{path.rstrip('/')}/{child.get('name')}")
+
+    BUS = "org.doorbelld"
+    await walk("/")
+    assert seen[ROOT] == [MANAGER]
+    assert seen[DEMO] == [REGION]
+    assert set(seen) == {"/", "/org", "/org/doorbelld", ROOT, f"{ROOT}/region", DEMO}
+
+
+async def test_the_host_peer_answers_though_it_is_not_listed(bench: Bench) -> None:
+    (found,) = (await bench.call(HOST_PEER, PROPERTIES, "GetAll", "s", PEER)).body
+    assert (found["Id"].value, found["Pid"].value, found["VmName"].value) == (65535, os.getpid(), "host")
+    await bench.call(f"{HOST_PEER}/vector/2", VECTOR, "Notify")
+    assert (await bench.call(f"{HOST_PEER}/vector/2", PROPERTIES, "Get", "ss", VECTOR, "Index")).body[0].value == 2
+    (objects,) = (await bench.call(ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")).body
+    assert list(objects) == [DEMO]
+
+
+# Whatever happens: exactly one reply
+
+PATHS = st.sampled_from(
+    ["/", "/org", ROOT, f"{ROOT}/region", DEMO, f"{DEMO}/peer", HOST_PEER, f"{HOST_PEER}/vector/1", f"{ROOT}/device/x"]
+) | st.from_regex(r"(/[A-Za-z0-9_]{1,5}){1,9}", fullmatch=True)
+INTERFACES = st.sampled_from(
+    [
+        None,
+        MANAGER,
+        REGION,
+        PEER,
+        VECTOR,
+        PROPERTIES,
+        "org.freedesktop.DBus.Introspectable",
+        "org.freedesktop.DBus.ObjectManager",
+        "org.freedesktop.DBus.Peer",
+        "a.b",
+    ]
+)
+METHODS = """
+    ListRegions ListPeers ListDevices ListQueues Notify NotifyMany CreateRegion CreateDevice RemoveRegion RemoveDevice
+    Describe Reload NotifyPeer Broadcast Attach OpenMemory OpenDoorbell ReadMemory WriteMemory Disconnect NotifyAll
+    Get GetAll Set Introspect GetManagedObjects Ping GetMachineId Nothing
+"""
+MEMBERS = st.sampled_from(METHODS.split())
+NUMBERS = st.sampled_from([0, 1, 3, 4, 65535])
+WORDS = st.sampled_from(["demo", "other", "", REGION, PEER, "Size", "PeerCount", "x/y"])
+OPTIONS = st.dictionaries(
+    st.sampled_from(["size", "vectors", "backing", "colour"]),
+    st.sampled_from([Variant("s", "4K"), Variant("u", 1), Variant("s", "memfd"), Variant("ay", b"\xff")]),
+    max_size=2,
+)
+BODIES = st.one_of(
+    st.just(("", [])),
+    st.tuples(st.just("s"), st.tuples(WORDS).map(list)),
+    st.tuples(st.just("ss"), st.tuples(WORDS, WORDS).map(list)),
+    st.tuples(st.just("q"), st.tuples(NUMBERS).map(list)),
+    st.tuples(st.just("qq"), st.tuples(NUMBERS, NUMBERS).map(list)),
+    st.tuples(st.just("sqq"), st.tuples(WORDS, NUMBERS, NUMBERS).map(list)),
+    st.tuples(st.just("a(qq)"), st.tuples(st.lists(st.tuples(NUMBERS, NUMBERS).map(list), max_size=3)).map(list)),
+    st.tuples(st.just("sa{sv}"), st.tuples(WORDS, OPTIONS).map(list)),
+    st.tuples(st.just("a{sv}"), st.tuples(OPTIONS).map(list)),
+    st.tuples(st.just("tu"), st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)).map(list)),
+    st.tuples(st.just("tay"), st.tuples(NUMBERS, st.binary(max_size=20)).map(list)),
+    st.tuples(st.just("ssv"), st.tuples(WORDS, WORDS, st.just(Variant("s", "x"))).map(list)),
+)
+CALLS = st.tuples(PATHS, INTERFACES, MEMBERS, BODIES, st.sampled_from([ME, STRANGER]), st.booleans())
+
+
+def test_exactly_one_reply_whatever_is_called() -> None:
+    with tempfile.TemporaryDirectory(prefix="db") as directory, asyncio.Runner() as runner:
+
+        async def start() -> Bench:
+            return Bench(directory)
+
+        bench = runner.run(start())
+
+        async def step(calls: list[Any]) -> None:
+            bench.authority.forget()
+            if "demo" not in bench.host.regions:
+                await bench.host.create_region(RegionSpec("demo", size=4096))
+            before = len(bench.writer.sent)
+            expected = []
+            for path, interface, member, (signature, body), sender, quiet in calls:
+                flags = MessageFlag.NO_REPLY_EXPECTED if quiet else MessageFlag.NONE
+                message = bench.message(path, interface, member, signature, *body, sender=sender, flags=flags)
+                expected += [] if quiet else [(message.serial, sender)]
+                with structlog.testing.capture_logs() as logged:
+                    assert bench.router.handle(message) is True
+                    if len(body) % 2:
+                        await bench.settle()
+                assert [line for line in logged if line["log_level"] == "error"] == []
+            await bench.settle()
+            replies = bench.writer.sent[before:]
+            assert sorted((reply.reply_serial, reply.destination) for reply in replies) == sorted(expected)
+            assert all(reply.error_name != FREEDESKTOP + "Failed" for reply in replies)
+            for fds in bench.writer.fds[before:]:
+                for fd in fds:
+                    fd.close()
+            for name in list(bench.host.regions.keys() - {"demo"}):
+                bench.host.remove_region(name)
+            for peer in list(bench.host.regions["demo"].peers) if "demo" in bench.host.regions else []:
+                bench.host.regions["demo"].disconnect(peer, "the example is over")
+            await asyncio.sleep(0)
+
+        @given(st.lists(CALLS, min_size=1, max_size=8))
+        @settings(deadline=None, max_examples=300)
+        def prove(calls: list[Any]) -> None:
+            runner.run(step(calls))
+
+        try:
+            prove()
+        finally:
+            runner.get_loop().call_soon(bench.close)
+            runner.run(asyncio.sleep(0))

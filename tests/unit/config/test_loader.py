@@ -1,0 +1,352 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration: every error at once, each with file, line, key, cause and cure; and nothing crashes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doorbelld.config.loader import Config, DaemonSpec, Lines, interpret, load
+from doorbelld.errors import InvalidOptions, Problem
+from doorbelld.ivshmem.spec import RegionSpec
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+
+def problems_of(path: Path, text: str | bytes) -> list[Problem]:
+    file = path / "doorbelld.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidOptions) as caught:
+        load(str(file))
+    return list(caught.value.problems)
+
+
+def place(problem: Problem) -> str:
+    """Where, without the folder."""
+    return problem.where.rpartition("/")[2]
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    file = tmp_path / "doorbelld.toml"
+    file.write_text(
+        """
+        [daemon]
+        runtime-directory = "/run/elsewhere"
+        log-level = "debug"
+        [region.demo]
+        size = "16M"
+        vectors = 8
+        socket = "/tmp/demo"
+        owner = "root"
+        group = "0"
+        mode = "0600"
+        backing = "shm:demo"
+        first-id = 3
+        host-peer = true
+        host-peer-id = 99
+        max-peers = 10
+        stall-timeout = "1.5min"
+        [[region.demo.peer]]
+        match = { vm = "guest*", uid = 0, gid = "root", unit = "a.service", pid-file = "/run/pid" }
+        id = 7
+        may-ring = ["8", "host"]
+        [[region.demo.peer]]
+        match = {}
+        [region.plain]
+        """
+    )
+    config = load(str(file))
+    assert config.daemon == DaemonSpec("/run/elsewhere", "debug")
+    assert list(config.regions) == ["demo", "plain"]
+    demo = config.regions["demo"]
+    assert (demo.size, demo.vectors, demo.mode, str(demo.backing)) == (16 << 20, 8, 0o600, "shm:demo")
+    assert (demo.first_id, demo.host_peer_id, demo.max_peers, demo.stall_timeout) == (3, 99, 10, 90.0)
+    first, second = demo.peer
+    assert (first.match.vm, first.match.uid, first.match.gid, first.id) == ("guest*", 0, 0, 7)
+    assert first.may_ring == ("8", "host")
+    assert (second.id, second.may_ring) == (None, ("*",))
+    assert config.regions["plain"] == RegionSpec("plain")
+
+
+def test_an_empty_one_is_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "doorbelld.toml"
+    file.write_text("")
+    assert load(str(file)) == Config()
+
+
+CASES = [
+    # option and value, line in the region's table, key, words of the cause, words of the cure
+    ("size = 3145728", "size", "3M is not a power of two", "use 4M"),
+    ('size = "1M"\ncolour = 3', "colour", "unknown key", "known here: backing, "),
+    ("host_peer = true", "host_peer", "unknown key", 'did you mean "host-peer"'),
+    ("size = 0", "size", "out of range", "positive size"),
+    ('size = "4Q"', "size", "'4Q' is not a size", "such as"),
+    ('size = "4\N{KELVIN SIGN}"', "size", "not a size", "such as"),
+    ("size = 2048", "size", "less than a page", "use 4K or more"),
+    ("vectors = 0", "vectors", "0 is out of range", "from 1 to 2048"),
+    ("vectors = true", "vectors", "not a whole number", "write one from"),
+    ("vectors = 65", "vectors", "more than the 64", "many-vectors"),
+    ('socket = "run/x"', "socket", "not an absolute path", "begin it with /"),
+    (f'socket = "/{"x" * 107}"', "socket", "longer than a UNIX socket's path", "use 107 bytes"),
+    ('socket = ""', "socket", "not a name", "in quotes"),
+    ('owner = "nobody-of-that-name"', "owner", "no owner", "write a name that is there"),
+    ('group = "nobody-of-that-name"', "group", "no group", "write a name that is there"),
+    ("mode = 432", "mode", "not a file mode", "in octal and in quotes"),
+    ('mode = "0999"', "mode", "not a file mode", "in octal and in quotes"),
+    ('backing = "tape"', "backing", "is no backing", 'write "memfd"'),
+    ('backing = "file:x"', "backing", "is no backing", "file:/PATH"),
+    ("first-id = 65536", "first-id", "out of range", "0 to 65535"),
+    ("first-id = 65535", "host-peer-id", "the first client gets", "use another"),
+    ('host-peer = "yes"', "host-peer", "not a boolean", "without quotes"),
+    ("max-peers = 0", "max-peers", "out of range", "1 to 65536"),
+    ('stall-timeout = "soon"', "stall-timeout", "not a duration", "such as"),
+    ("stall-timeout = -1", "stall-timeout", "out of range", "such as"),
+    ("stall-timeout = nan", "stall-timeout", "out of range", "such as"),
+    (f"stall-timeout = 1{'0' * 400}", "stall-timeout", "out of range", "such as"),
+    ("relay = true", "relay", "not there yet", "leave it out"),
+    ("peer = 3", "peer", "no array of tables", "write [["),
+    ("peer = [3]", "peer[0]", "is no table", "write [["),
+    ("peer = [{ id = 3 }]", "peer[0].match", "missing", "write it"),
+    ("peer = [{ match = 3 }]", "peer[0].match", "is no table", "write one such as"),
+    ("peer = [{ match = { vn = 'x' } }]", "peer[0].match.vn", "unknown key", "known here: gid, pid-file"),
+    ("peer = [{ match = { uid = 'nobody-there' } }]", "peer[0].match.uid", "not known on this host", "or a number"),
+    ("peer = [{ match = {}, may-ring = 'x' }]", "peer[0].may-ring", "not a list of strings", "such as"),
+    ("peer = [{ match = {}, id = 1 }, { match = {}, id = 1 }]", "peer", "ID 1 is given to two rules", "its own"),
+    ("peer = [{ match = {}, id = 65535 }]", "host-peer-id", "65535 is given to a peer rule too", "its own"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "cause", "cure"), CASES, ids=[f"{n}-{c[1]}" for n, c in enumerate(CASES)])
+def test_each_error_has_its_place_cause_and_cure(tmp_path: Path, text: str, key: str, cause: str, cure: str) -> None:
+    (problem,) = problems_of(tmp_path, f"\n\n[region.demo]\n# words\n{text}\n")
+    assert problem.key == f"region.demo.{key}"
+    assert cause in problem.cause
+    assert cure in problem.cure
+    last = 5 + text.count("\n")
+    named = key if not key.startswith("host-peer-id") else ""  # not in the file: the table's line then
+    assert place(problem) == f"doorbelld.toml:{last if named else 3}"
+    assert str(problem) == f"{problem.where}: {problem.key}: {problem.cause}; {problem.cure}"
+
+
+def test_all_problems_come_at_once_in_order_of_the_file(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        """[daemon]
+runtime-directory = "run"
+log-level = "loud"
+[regions.demo]
+[region.one]
+size = 5
+vectors = "4"
+[region.two]
+size = "4M"
+mode = 660
+
+[[region.two.peer]]
+match = { uid = -1 }
+[[region.two.peer]]
+id = 5
+[region."not a name"]
+[device.disk]
+type = "blk"
+""",
+    )
+    assert [(place(p).removeprefix("doorbelld.toml:"), p.key) for p in found] == [
+        ("2", "daemon.runtime-directory"),
+        ("3", "daemon.log-level"),
+        ("4", "regions"),
+        ("7", "region.one.vectors"),  # values are looked at together once each can be read, so no word of the size yet
+        ("10", "region.two.mode"),
+        ("13", "region.two.peer[0].match.uid"),
+        ("14", "region.two.peer[1].match"),
+        ("16", "region.not a name"),
+        ("17", "device.disk"),
+    ]
+    assert all(p.cause and p.cure for p in found)
+
+
+def test_regions_that_share_what_they_must_not(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        """[daemon]
+runtime-directory = "/run/d"
+[region.one]
+backing = "shm:same"
+[region.two]
+socket = "/run/d/one/socket"
+backing = "file:/dev/shm/same"
+[region.three]
+""",
+    )
+    assert [(place(p), p.key) for p in found] == [
+        ("doorbelld.toml:6", "region.two.socket"),
+        ("doorbelld.toml:7", "region.two.backing"),
+    ]
+    assert "used by region one too" in found[0].cause
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "cause"),
+    [
+        ("[daemon\n", ":1:8", "Expected"),
+        ("x = \n", ":1:5", "Invalid value"),
+        ('x = """\n\n', "", "Unterminated"),
+        ("a = 1\na = 2\n", ":2:6", "Cannot overwrite"),
+        (f"a = {'9' * 5000}", "", "digits"),
+        (f"a = {'[' * 9999}", "", "recursion"),
+        (b'[region.demo]\nsocket = "/\xff"', "", "byte 25 is not UTF-8"),
+    ],
+)
+def test_what_is_no_toml(tmp_path: Path, text: str | bytes, where: str, cause: str) -> None:
+    (problem,) = problems_of(tmp_path, text)
+    assert place(problem) == f"doorbelld.toml{where}"
+    assert cause in problem.cause
+    assert problem.cure
+
+
+def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+    for file, cause in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InvalidOptions) as caught:
+            load(str(file))
+        (problem,) = caught.value.problems
+        assert (problem.key, cause in problem.cause) == (str(file), True)
+        assert "--config" in problem.cure
+
+
+@pytest.mark.parametrize("value", ["3", "true", '"x"', "[]", "[{}]", "1979-05-27"])
+def test_tables_that_are_none(tmp_path: Path, value: str) -> None:
+    for key, expected in (("daemon", "daemon"), ("region", "region"), ("device", "device")):
+        (problem,) = problems_of(tmp_path, f"# first\n{key} = {value}\n")
+        assert (problem.key, problem.cause, place(problem)) == (expected, "is no table", "doorbelld.toml:2")
+        assert f"[{key}" in problem.cure
+    (problem,) = problems_of(tmp_path, f"[region]\ndemo = {value}\n")
+    assert (problem.key, problem.cause, place(problem)) == ("region.demo", "is no table", "doorbelld.toml:2")
+
+
+LINES = """# a comment with [brackets] and key = value
+top = 1
+[daemon]   # the daemon
+log-level = "info"
+
+[ region . "quoted name" ]
+'size' = 1
+"many"."parts" . here = 2
+[region.demo]
+socket = "/x"
+inline = { a = 1, b = { c = 2 } }
+list = [
+  { x = 1 },
+  { x = 2 },
+]
+[[region.demo.peer]]
+id = 1
+[[ region.demo.peer ]]
+id = 2
+match = { uid = 3 }
+[[region.demo.peer]]
+[region.demo.peer.match]
+vm = "a"
+[[region.other.peer]]
+id = 9
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("top", 2),
+        ("daemon", 3),
+        ("daemon.log-level", 4),
+        ("daemon.missing", 3),
+        ("region.quoted name", 6),
+        ("region.quoted name.size", 7),
+        ("region.quoted name.many.parts.here", 8),
+        ("region.demo.socket", 10),
+        ("region.demo.inline.b.c", 11),
+        ("region.demo.list[1].x", 12),
+        ("region.demo.peer[0].id", 17),
+        ("region.demo.peer[1]", 18),
+        ("region.demo.peer[1].id", 19),
+        ("region.demo.peer[1].match.uid", 20),
+        ("region.demo.peer[2].match", 22),
+        ("region.demo.peer[2].match.vm", 23),
+        ("region.demo.peer[2].match.uid", 22),
+        ("region.demo.peer[9].id", 9),
+        ("region.other.peer[0].id", 25),
+        ("nothing.like.it", 1),
+        ("", 1),
+        ("a[", 1),
+        ("region.demo.a[b", 9),
+    ],
+)
+def test_lines(key: str, line: int) -> None:
+    assert Lines(LINES).find(key) == line
+
+
+def test_a_bracket_in_a_key_is_found(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, '[region]\ndemo = { "a[" = 1 }\n')
+    assert (problem.key, place(problem)) == ("region.demo.a[", "doorbelld.toml:2")
+
+
+@given(st.text(), st.text(alphabet="ab.[]0\n\"'="))
+@example("", "a[")
+def test_looking_for_a_line_always_ends(text: str, key: str) -> None:
+    assert 1 <= Lines(text).find(key) <= max(1, len(text.splitlines()))
+
+
+WORDS = (
+    "size vectors many-vectors socket owner group mode backing first-id host-peer host-peer-id max-peers stall-timeout "
+    "relay peer match id may-ring vm uid gid unit pid-file runtime-directory log-level"
+)
+KEYS = st.sampled_from([*WORDS.split(" ")]) | st.text(max_size=8)
+SCALARS = (
+    st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**309)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["4M", "4\N{KELVIN SIGN}", "30s", "never", "0660", "memfd", "hugetlb", "shm:x", "file:/x", "/x"])
+    | st.dates()
+    | st.datetimes()
+    | st.times()
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+NAMES = st.sampled_from(["demo", "a.b"]) | st.text(max_size=5)
+TABLES = st.fixed_dictionaries(
+    {},
+    optional={
+        "daemon": VALUES | st.dictionaries(KEYS, VALUES, max_size=3),
+        "region": VALUES | st.dictionaries(NAMES, VALUES | st.dictionaries(KEYS, VALUES, max_size=6), max_size=3),
+        "device": VALUES,
+        "other": VALUES,
+    },
+)
+
+
+@given(TABLES)
+@settings(deadline=None, max_examples=400)
+def test_interpret_never_crashes_and_every_problem_has_words(tables: dict[str, Any]) -> None:
+    config, problems = interpret(tables)
+    assert all(p.key and p.cause and p.cure for p in problems)
+    assert all(isinstance(spec, RegionSpec) for spec in config.regions.values())
+    text_of_all = str(InvalidOptions(problems))
+    assert text_of_all.count("; ") >= len(problems)
+
+
+@given(st.text() | st.binary())
+@settings(deadline=None)
+def test_no_file_raises_anything_but_invalid_options(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        load(str(file))
+    except InvalidOptions as error:
+        assert error.problems

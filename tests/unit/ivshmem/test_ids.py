@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from collections import Counter
+
+from doorbelld.ivshmem.ids import IdPool
+from doorbelld.wire.ivshmem import ID_MAX
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+
+class IdPoolMachine(RuleBasedStateMachine):
+    """The model scans; the pool must never scan, and give the same."""
+
+    @initialize(
+        first=st.integers(ID_MAX - 12, ID_MAX) | st.just(0),
+        offsets=st.frozensets(st.integers(0, 12), max_size=4),
+        before=st.frozensets(st.integers(0, 12), max_size=4),
+        held=st.lists(st.integers(0, 12), max_size=4),
+    )
+    def start(self, first: int, offsets: frozenset[int], before: frozenset[int], held: list[int]) -> None:
+        self.first = first
+        base = min(first, ID_MAX - 12)
+        self.reserved = {base + offset for offset in offsets}
+        self.pool = IdPool(first, self.reserved)
+        self.used = {base + offset for offset in before}
+        self.held = Counter(base + offset for offset in held)
+        for peer_id in self.used:  # what a restart finds
+            self.pool.restore(peer_id)
+        for peer_id in self.held.elements():
+            self.pool.hold(peer_id)
+
+    def lowest(self) -> int | None:
+        return next(
+            (
+                peer_id
+                for peer_id in range(self.first, ID_MAX + 1)
+                if peer_id not in self.used and peer_id not in self.reserved and not self.held[peer_id]
+            ),
+            None,
+        )
+
+    @rule()
+    def take(self) -> None:
+        want = self.lowest()
+        assert self.pool.take() == want
+        if want is not None:
+            self.used.add(want)
+
+    @precondition(lambda self: self.reserved)
+    @rule(data=st.data())
+    def take_reserved(self, data: st.DataObject) -> None:
+        peer_id = data.draw(st.sampled_from(sorted(self.reserved)))
+        assert self.pool.take_reserved(peer_id) is (peer_id not in self.used)
+        self.used.add(peer_id)
+
+    @precondition(lambda self: self.used)
+    @rule(data=st.data(), holds=st.integers(0, 2))
+    def leave(self, data: st.DataObject, holds: int) -> None:
+        """A peer goes while *holds* others are still to be told."""
+        peer_id = data.draw(st.sampled_from(sorted(self.used)))
+        for _ in range(holds):
+            self.pool.hold(peer_id)
+            self.held[peer_id] += 1
+        self.pool.give_back(peer_id)
+        self.used.remove(peer_id)
+
+    @precondition(lambda self: +self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        peer_id = data.draw(st.sampled_from(sorted(+self.held)))
+        self.pool.release(peer_id)
+        self.held[peer_id] -= 1
+
+    @invariant()
+    def free_list_stays_small(self) -> None:
+        if hasattr(self, "pool"):
+            assert len(self.pool._free) == len(set(self.pool._free)) <= 64
+
+
+TestIdPool = IdPoolMachine.TestCase
+TestIdPool.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_all_of_them_and_no_more() -> None:
+    pool = IdPool(0, [5, ID_MAX])
+    taken = [pool.take() for _ in range(ID_MAX - 1)]
+    assert taken == [peer_id for peer_id in range(ID_MAX) if peer_id != 5]
+    assert pool.take() is None
+    pool.give_back(77)
+    assert pool.take() == 77
+    assert pool.take() is None
+    assert pool.take_reserved(ID_MAX)

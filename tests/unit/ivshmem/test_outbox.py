@@ -1,0 +1,233 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All interleavings of joins, leaves, partial sends and restarts: does each client end up with the truth?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from doorbelld.ivshmem.outbox import Outbox
+from doorbelld.ivshmem.roster import Member, Roster
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+MEMORY = 1_000_000
+IDS = 6
+RETURNING = (4, 5)  # IDs given by a rule: their owner may be back while others are still owed the leave
+
+
+class Tokens:
+    """Stands in for an `FdSet`, with numbers that are no descriptors."""
+
+    _next = itertools.count(1000)
+
+    def __init__(self, count: int) -> None:
+        self.array = array("i", itertools.islice(Tokens._next, count))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+class Client:
+    """Replays a stream and complains of whatever a client must never see."""
+
+    def __init__(self, own: Member, whole: dict[int, list[int]]) -> None:
+        self.own = own
+        self.first = whole
+        """Who was there before, and is to be told of before our own doorbells."""
+        self.view: dict[int, list[int]] = {}
+        self.count = 0
+        self.run: int | None = None
+
+    def message(self, value: int, fd: int) -> None:
+        self.count += 1
+        if self.count <= 3:
+            assert (value, fd) == [(0, -1), (self.own.id, -1), (-1, MEMORY)][self.count - 1]
+        elif fd == -1:
+            assert value in self.view, f"leave of {value}, who was never told of"
+            del self.view[value]
+            self.run = None
+        else:
+            if value != self.run:
+                assert value not in self.view, f"{value} told of twice, or not in one piece"
+                self.begin(value)
+            self.run = value
+            self.view.setdefault(value, []).append(fd)
+
+    def begin(self, peer_id: int) -> None:
+        if peer_id == self.own.id:
+            assert self.view == self.first, "own doorbells come before those of somebody who was there first"
+        elif self.own.id not in self.view:
+            assert peer_id in self.first, "somebody who came later is told of before the greeting is over"
+
+
+class Peer:
+    def __init__(self, client: Client, outbox: Outbox, visible: Callable[[Member], bool] | None) -> None:
+        self.client = client
+        self.outbox = outbox
+        self.visible = visible
+
+    def sees(self, member: Member) -> bool:
+        return self.visible is None or member is self.client.own or self.visible(member)
+
+
+class Reconciliation(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.roster = Roster()
+        self.peers: dict[int, Peer] = {}
+        self.held: Counter[int] = Counter()
+
+    def told(self, peer_id: int) -> None:
+        self.held[peer_id] -= 1
+        assert self.held[peer_id] >= 0, f"{peer_id} released more often than held"
+
+    def box(self, own: Member, visible: Callable[[Member], bool] | None, told: Callable[[int], None]) -> Outbox:
+        return Outbox(self.roster, own, MEMORY, visible, told)
+
+    @rule(
+        peer_id=st.integers(0, IDS - 1),
+        vectors=st.integers(1, 4),
+        seen=st.none() | st.frozensets(st.integers(0, IDS - 1)),
+    )
+    def join(self, peer_id: int, vectors: int, seen: frozenset[int] | None) -> None:
+        if peer_id in self.peers or (self.held[peer_id] and peer_id not in RETURNING):
+            return
+        visible = None if seen is None else lambda member: member.id in seen
+        own = Member(peer_id, Tokens(vectors))
+        there = {m.id: list(m.eventfds.array) for m in self.roster.ordered if visible is None or visible(m)}
+        self.roster.add(own)
+        self.peers[peer_id] = Peer(Client(own, there), self.box(own, visible, self.told), visible)
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        peer = self.peers.pop(data.draw(st.sampled_from(sorted(self.peers))))
+        own = peer.client.own
+        peer.outbox.abandon()
+        for other in self.peers.values():
+            owed = other.outbox.leave(own)
+            assert owed == (other.client.view.get(own.id, [])[-1:] != [] and self.knows(other, own))
+            self.held[own.id] += owed
+            other.client.first.pop(own.id, None)
+        self.roster.remove(own)
+
+    @staticmethod
+    def knows(peer: Peer, member: Member) -> bool:
+        """Whether the client was told of this very member, not of an earlier one of that ID."""
+        return peer.client.view[member.id][0] == member.eventfds.array[0]
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data(), limit=st.integers(1, 12))
+    def send(self, data: st.DataObject, limit: int) -> None:
+        peer = self.peers[data.draw(st.sampled_from(sorted(self.peers)))]
+        values, fds = peer.outbox.batch(limit)
+        assert len(values) == len(fds)
+        again = peer.outbox.batch(limit)
+        assert again == (values, fds), "to propose must not change anything"
+        count = data.draw(st.integers(0, len(values)))
+        for value, fd in zip(values[:count], fds[:count], strict=True):
+            peer.client.message(value, fd)
+        peer.outbox.sent(count)
+
+    @rule()
+    def restart(self) -> None:
+        """Take everything apart into JSON and put it together in new objects."""
+        state = json.loads(json.dumps({peer_id: peer.outbox.export() for peer_id, peer in self.peers.items()}))
+        next_seq, members = self.roster.next_seq, [(m.id, m.eventfds, m.seq) for m in self.roster.ordered]
+        self.roster = Roster()
+        for member in members:
+            own = Member(*member)
+            self.roster.add(own)
+            peer = self.peers[own.id]
+            peer.client.own = own
+            peer.outbox = self.box(own, peer.visible, self.told)
+            peer.outbox.restore(state[str(own.id)])
+        self.roster.next_seq = next_seq
+
+    @invariant()
+    def backlog_is_what_a_drain_would_send(self) -> None:
+        for peer in self.peers.values():
+            twin = self.box(peer.client.own, peer.visible, lambda _: None)
+            twin.restore(peer.outbox.export())
+            assert peer.outbox.backlog == twin.backlog == drain(twin, 5, lambda *_: None)
+            assert twin.backlog == 0
+
+    @invariant()
+    def the_list_of_leaves_is_bounded_by_the_ids(self) -> None:
+        leaves: Counter[int] = Counter()
+        for peer in self.peers.values():
+            owed: list[Any] = peer.outbox.export()["leaves"]
+            assert len(owed) == len(set(owed))
+            leaves.update(owed)
+        assert leaves == +self.held
+
+    def teardown(self) -> None:
+        for peer in self.peers.values():
+            drain(peer.outbox, 3, peer.client.message)
+            want = {m.id: list(m.eventfds.array) for m in self.roster.ordered if peer.sees(m)}
+            assert peer.client.view == want
+        assert not +self.held
+
+
+def drain(outbox: Outbox, limit: int, message: Callable[[int, int], None]) -> int:
+    total = 0
+    while True:
+        values, fds = outbox.batch(limit)
+        if not values:
+            return total
+        for value, fd in zip(values, fds, strict=True):
+            message(value, fd)
+        outbox.sent(len(values))
+        total += len(values)
+        assert total < 10_000, "it proposes the same over and over"
+
+
+TestReconciliation = Reconciliation.TestCase
+TestReconciliation.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+
+
+def send(peer: Peer, count: int) -> None:
+    """Send exactly *count* messages, if there are so many."""
+    while count:
+        values, fds = peer.outbox.batch(count)
+        step = min(count, len(values))
+        for value, fd in zip(values[:step], fds[:step], strict=True):
+            peer.client.message(value, fd)
+        peer.outbox.sent(step)
+        count = count - step if step else 0
+
+
+@pytest.mark.parametrize("seen", [None, frozenset({0, 3}), frozenset({1, 2}), frozenset()])
+@pytest.mark.parametrize("leaver", [0, 1, 3])
+def test_every_place_at_which_somebody_may_leave(leaver: int, seen: frozenset[int] | None) -> None:
+    """Peer 2 is told of 0, 1, itself and 3; one leaves after any message, and is back after any further one."""
+    visible = None if seen is None else lambda member: member.id in seen
+    for cut, further in itertools.product(range(17), range(8)):
+        roster, held = Roster(), Counter[int]()
+        members = [Member(peer_id, Tokens(3)) for peer_id in range(4)]
+        for member in members[:3]:
+            roster.add(member)
+        there = {m.id: list(m.eventfds.array) for m in members[:2] if visible is None or visible(m)}
+        outbox = Outbox(roster, members[2], MEMORY, visible, lambda peer_id, held=held: held.subtract([peer_id]))
+        peer = Peer(Client(members[2], there), outbox, visible)
+        roster.add(members[3])
+        send(peer, cut)
+        known = bool(peer.client.view.get(leaver))
+        assert outbox.leave(members[leaver]) is known
+        held[leaver] += known
+        peer.client.first.pop(leaver, None)
+        roster.remove(members[leaver])
+        send(peer, further)
+        back = Member(leaver, Tokens(2))
+        roster.add(back)
+        drain(outbox, 2, peer.client.message)
+        assert peer.client.view == {m.id: list(m.eventfds.array) for m in roster.ordered if peer.sees(m)}
+        assert held[leaver] == 0

@@ -1,0 +1,732 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A region and its clients over real sockets."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doorbelld.errors import AccessDenied, LimitExceeded, MemoryUnavailable, NoSuchPeer, NoSuchVector, StateMismatch
+from doorbelld.fds import eventfd
+from doorbelld.fds.peercred import Credentials
+from doorbelld.ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, Rung
+from doorbelld.ivshmem.memory import Backing
+from doorbelld.ivshmem.region import Region
+from doorbelld.ivshmem.rules import Match, PeerRule
+from support.fdcount import no_leaks, open_fds
+from support.rawclient import DEADLINE, RawClient, identity
+
+from .conftest import Site, membership
+
+SERVER = Path(__file__).parents[2] / "support" / "regionserver.py"
+FULL = (1 << 64) - 2
+
+
+def vm(name: str) -> Credentials:
+    return Credentials(os.getpid(), os.getuid(), os.getgid(), name)
+
+
+def attach(site: Site, region: Region, name: str, **options: Any) -> RawClient:
+    fd = site.call(region.attach, vm(name))
+    client = RawClient(sock=socket.socket(fileno=fd.steal()), **options)
+    site.clients.append(client)
+    return client.greet(region.spec.vectors)
+
+
+# Greeting
+
+
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("first", [0, 1, 500])
+def test_greeting_exactly_as_the_protocol_says(site: Site, host: bool, first: int) -> None:
+    region = site.open(vectors=3, host_peer=host, first_id=first)
+    one = site.join(region)
+    two = site.connect(region)
+    got = [two.message() for _ in range(3 + 3 * (2 + host))]
+    host_part = [(65535, True)] * 3 if host else []
+    assert got == [
+        (0, False),
+        (first + 1, False),
+        (-1, True),
+        *host_part,
+        *[(first, True)] * 3,
+        *[(first + 1, True)] * 3,
+    ]
+    site.settle(region, [one, two])
+    assert two.take() == 0
+    assert one.doorbells == two.doorbells == membership(region)
+    assert one.log == [*([("join", 65535)] if host else []), ("join", first), ("join", first + 1)]
+
+
+def test_a_client_that_reads_byte_by_byte(site: Site) -> None:
+    region = site.open(host_peer=True)
+    one, two = site.join(region, step=1), site.join(region, step=3)
+    site.settle(region, [one, two])
+    assert one.doorbells == two.doorbells == membership(region)
+
+
+def test_join_and_leave_are_told(site: Site) -> None:
+    region = site.open()
+    one, two = site.join(region), site.join(region)
+    three = site.join(region)
+    two.close()
+    site.gone(1)
+    site.settle(region, [one, three])
+    assert one.log == [("join", 0), ("join", 1), ("join", 2), ("left", 1)]
+    assert one.doorbells == three.doorbells == membership(region)
+    assert site.of(PeerRemoved)[0].reason == "it closed its connection"
+    four = site.join(region)
+    assert four.id == 1  # the lowest that is free
+
+
+def test_memory_is_shared(site: Site) -> None:
+    region = site.open(size=1 << 16)
+    one, two = site.join(region), site.join(region)
+    assert one.memory is not None and two.memory is not None
+    assert os.fstat(one.memory).st_size == 1 << 16
+    os.pwrite(one.memory, b"hello", 100)
+    assert os.pread(two.memory, 5, 100) == b"hello"
+    site.call(region.write_memory, 200, b"daemon")
+    assert os.pread(two.memory, 6, 200) == b"daemon"
+
+
+def test_peers_know_who_they_are(site: Site) -> None:
+    region = site.open()
+    site.join(region)
+    (added,) = site.of(PeerAdded)
+    assert (added.region, added.peer.id, added.peer.vectors) == (region, 0, 4)
+    who = added.peer.who
+    assert (who.pid, who.uid, who.gid) == (os.getpid(), os.getuid(), os.getgid())
+
+
+# Never lose
+
+
+@pytest.mark.parametrize(("count", "vectors"), [(100, 8), (20, 64)])
+def test_nothing_is_lost_with_one_that_never_reads(site: Site, count: int, vectors: int) -> None:
+    region = site.open(vectors=vectors, host_peer=True)
+    readers = [site.join(region) for _ in range(count // 2)]
+    silent = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == count // 2 + 1)
+    silent_id = site.of(PeerAdded)[-1].peer.id
+    for _ in range(count // 2 - 1):
+        readers.append(site.join(region))
+        site.call(lambda: None)
+    for client in readers[: count // 8]:  # half of these the silent one was told of, or not: it must come out right
+        client.close()
+    readers = readers[count // 8 :]
+    site.gone(count // 8)
+    site.settle(region, readers, silent_id)
+    want = membership(region)
+    assert len(want) == count - count // 8 + 1
+    for client in readers:
+        assert client.doorbells == want
+    assert region.peers[silent_id].backlog > 0
+    site.settle(region, [*readers, silent])
+    assert silent.doorbells == want
+    assert all(client.doorbells == want for client in readers)
+
+
+def test_churn_while_somebody_reads_slowly(site: Site) -> None:
+    """The backlog of a silent peer is bounded by who is there, whatever came and went; and its IDs are not reused."""
+    region = site.open(vectors=16)
+    stayer = site.join(region)
+    silent = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 2)
+    for turn in range(60):
+        guest = site.join(region)
+        guest.close()
+        site.gone(turn + 1)
+        stayer.take()
+    peer = region.peers[1]
+    assert site.call(lambda: peer.backlog) <= len(region._ids._held) + 16 * 3
+    site.settle(region, [stayer, silent])
+    assert silent.doorbells == stayer.doorbells == membership(region)
+    assert not region._ids._held
+    assert site.join(region).id == 2
+
+
+def test_stalled_is_dropped_and_slow_is_not(site: Site) -> None:
+    region = site.open(vectors=64, stall_timeout=1.5)
+    others = [site.join(region) for _ in range(14)]
+    slow = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 15)
+    keep_up = lambda: [slow.take(1), *(client.take() for client in others)]  # noqa: E731
+    for turn in range(2):
+        silent = site.connect(region)
+        site.wait(lambda turn=turn: len(site.of(PeerAdded)) == 16 + turn, keep_up, 0.02)
+        site.wait(lambda turn=turn: len(site.of(PeerRemoved)) == turn + 1, keep_up, 0.02)
+        removed = site.of(PeerRemoved)[turn]
+        assert removed.peer.id == 15
+        assert removed.reason.startswith("it took nothing for 1.5 s while ")
+        assert removed.reason.endswith("messages waited (stall-timeout)")
+        silent.until_eof()
+    assert site.call(lambda: region.peers[14].backlog) > 0  # it was behind all the time
+    site.settle(region, [slow, *others])
+    assert slow.doorbells == membership(region)
+
+
+# Hostile clients
+
+
+def test_who_speaks_or_half_closes_is_shown_out(site: Site) -> None:
+    region = site.open()
+    good = site.join(region)
+    talker, closer = site.join(region), site.join(region)
+    talker.sock.send(b"x" * 100)
+    talker.until_eof()
+    closer.sock.shutdown(socket.SHUT_WR)
+    closer.until_eof()
+    site.gone(2)
+    assert [event.reason for event in site.of(PeerRemoved)] == [
+        "it sent 100 bytes, and an ivshmem client never sends",
+        "it closed its connection",
+    ]
+    site.settle(region, [good])
+    assert good.doorbells == membership(region)
+    assert list(good.doorbells) == [0]
+
+
+def test_closing_in_the_middle_of_a_greeting(site: Site) -> None:
+    region = site.open(vectors=64)
+    good = [site.join(region) for _ in range(6)]
+    for step, read in enumerate((0, 1, 3, 40, 200)):
+        client = site.connect(region)
+        assert client.take(read, DEADLINE) == read
+        client.close()
+        site.gone(step + 1)
+    site.settle(region, good)
+    want = membership(region)
+    assert len(want) == 6
+    assert all(client.doorbells == want for client in good)
+    assert not region._ids._held
+
+
+def test_two_thousand_connections_in_a_row_leave_nothing(site: Site) -> None:
+    region = site.open()
+    good = site.join(region)
+
+    def storm(count: int) -> None:
+        for _ in range(count):
+            RawClient(region.spec.socket).close()
+            good.take()
+        came = lambda: len(site.of(PeerAdded)) + len(site.of(PeerRefused))  # noqa: E731
+        site.wait(lambda: came() >= count and len(site.of(PeerRemoved)) == len(site.of(PeerAdded)), good.take, 0.05)
+        site.settle(region, [good])
+        site.events.clear()
+        good.log.clear()
+        gc.collect()
+
+    site.events.clear()
+    tracemalloc.start()
+    try:
+        storm(300)
+        fds, before = open_fds(), tracemalloc.get_traced_memory()[0]
+        storm(2000)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert open_fds() == fds
+    assert grown < 100_000
+    assert good.doorbells == membership(region)
+    assert site.join(region).id == 1
+    assert len(region._ids._free) < 2300 // 4
+
+
+def test_filling_a_doorbell_and_making_it_block_stops_nobody(site: Site) -> None:
+    region = site.open(host_peer=True)
+    hostile, good = site.join(region, keep=True), site.join(region)
+    site.settle(region, [hostile, good])
+    for fds in hostile.fds.values():
+        for fd in fds:
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+    for fd in hostile.fds[0]:
+        os.eventfd_write(fd, FULL)
+    site.call(region.notify, 0, 1)
+    site.call(region.notify_peer, 0)
+    site.call(region.broadcast)
+    assert [eventfd.pending(fd) for fd in hostile.fds[1]] == [1] * 4
+    assert [eventfd.pending(fd) for fd in hostile.fds[0]] == [FULL] * 4
+    os.eventfd_write(hostile.fds[65535][2], 5)  # the host's own, all of them blocking
+    site.wait(lambda: site.of(Rung))
+    assert [(event.vector, event.count) for event in site.of(Rung)] == [(2, 5)]
+
+
+# Ringing
+
+
+def test_ringing(site: Site) -> None:
+    region = site.open(vectors=3, host_peer=True)
+    one, two = site.join(region, keep=True), site.join(region)
+    site.settle(region, [one, two])
+    pending = lambda: {i: [eventfd.pending(fd) for fd in fds] for i, fds in one.fds.items() if i != 65535}  # noqa: E731
+    site.call(region.notify, 1, 2)
+    assert pending() == {0: [0, 0, 0], 1: [0, 0, 1]}
+    site.call(region.notify_peer, 0)
+    assert pending() == {0: [1, 1, 1], 1: [0, 0, 1]}
+    site.call(region.broadcast)
+    assert pending() == {0: [2, 2, 2], 1: [1, 1, 2]}
+    site.call(region.notify_many, [(0, 0), (1, 1), (1, 1)])
+    assert pending() == {0: [3, 2, 2], 1: [1, 3, 2]}
+    assert not site.of(Rung)  # a broadcast does not ring the host
+    site.call(region.notify, 65535, 1)
+    site.wait(lambda: [(event.vector, event.count) for event in site.of(Rung)] == [(1, 1)])
+
+
+def test_ringing_who_is_not_there(site: Site) -> None:
+    region = site.open(vectors=3, host_peer=True)
+    with pytest.raises(NoSuchPeer, match=rf'region "demo" has no peer 7; nobody is connected.*{region.spec.socket}'):
+        site.call(region.notify, 7, 0)
+    clients = [site.join(region, keep=True) for _ in range(10)]
+    for peer_id in (10, -1, 65536, 1 << 70):
+        with pytest.raises(NoSuchPeer, match=r"connected: 0, 1, 2, 3, 4, 5, 6, 7 \.\.\."):
+            site.call(region.notify, peer_id, 0)
+        with pytest.raises(NoSuchPeer):
+            site.call(region.notify_peer, peer_id)
+    for vector in (3, -1, 1 << 70):
+        with pytest.raises(NoSuchVector, match='peer 4 of region "demo" has vectors 0 to 2, not'):
+            site.call(region.notify, 4, vector)
+    for bad, kind in (([(0, 0), (4, 3)], NoSuchVector), ([(0, 0), (99, 0)], NoSuchPeer)):
+        with pytest.raises(kind):
+            site.call(region.notify_many, bad)
+    assert eventfd.pending(clients[0].fds[0][0]) == 0  # all are looked up before the first is rung
+    with pytest.raises(NoSuchPeer, match="no connected peer 65535"):
+        site.call(region.disconnect, 65535, "x")
+
+
+# Admission
+
+
+def test_disconnect(site: Site) -> None:
+    region = site.open()
+    client = site.join(region)
+    site.call(region.disconnect, 0, "the administrator said so")
+    client.until_eof()
+    assert site.of(PeerRemoved)[0].reason == "the administrator said so"
+    assert not region.peers and not region.roster.by_id
+
+
+def test_max_peers_and_room_again(site: Site) -> None:
+    region = site.open(max_peers=2)
+    one, _ = site.join(region), site.join(region)
+    third = site.connect(region)
+    third.until_eof()
+    assert third.messages == 0
+    site.wait(lambda: site.of(PeerRefused))
+    assert site.of(PeerRefused)[0].reason == 'region "demo" has its 2 peers; raise max-peers'
+    with pytest.raises(LimitExceeded, match="raise max-peers"):
+        site.call(region.attach, vm("x"))
+    one.close()
+    site.gone(1)
+    assert site.join(region).id == 0
+
+
+def test_room_left_by_one_whose_farewell_was_not_read_yet(site: Site) -> None:
+    region = site.open(max_peers=1)
+    first = attach(site, region, "web1")
+
+    def reboot() -> Any:
+        first.close()
+        return region.attach(vm("web1"))
+
+    with site.call(reboot) as end:
+        assert end.fileno() >= 0
+        assert [event.reason for event in site.of(PeerRemoved)] == ["it closed its connection"]
+    site.gone(2)
+
+
+def test_fixed_ids_by_name(site: Site) -> None:
+    rules = (PeerRule(Match(vm="web*"), id=7), PeerRule(Match(vm="db"), id=1), PeerRule(Match(vm="any*")))
+    region = site.open(peer=rules)
+    assert attach(site, region, "any1").id == 0
+    assert attach(site, region, "any2").id == 2  # 1 and 7 are reserved
+    assert attach(site, region, "web1").id == 7
+    with pytest.raises(LimitExceeded, match=rf'ID 7 of region "demo" is in use by pid {os.getpid()}; disconnect'):
+        site.call(region.attach, vm("web2"))
+    with pytest.raises(AccessDenied, match=r'no rule of region "demo" admits .* VM "evil", unit unknown; add a'):
+        site.call(region.attach, vm("evil"))
+    with pytest.raises(AccessDenied, match="VM unknown"):
+        site.call(region.attach, vm(""))
+    refused = site.connect(region)
+    refused.until_eof()
+    assert refused.messages == 0
+    site.wait(lambda: len(site.of(PeerRefused)) == 1)
+    assert sorted(region.peers) == [0, 2, 7]
+
+
+def test_a_rebooted_vm_is_back_before_its_farewell_was_read(site: Site) -> None:
+    region = site.open(vectors=64, peer=(PeerRule(Match(vm="web1"), id=7), PeerRule(Match())))
+    witness = attach(site, region, "w")
+    others = [attach(site, region, "w") for _ in range(5)]
+    silent = RawClient(sock=socket.socket(fileno=site.call(region.attach, vm("w")).steal()))
+    site.clients.append(silent)
+    clients = [witness, *others]
+    for turn in range(3):
+        old = attach(site, region, "web1")
+        site.settle(region, clients, 6)
+
+        def reboot(old: RawClient = old) -> Any:
+            old.close()
+            return region.attach(vm("web1"))
+
+        new = RawClient(sock=socket.socket(fileno=site.call(reboot).steal()))
+        site.clients.append(new)
+        assert new.greet(64).id == 7
+        site.settle(region, [*clients, new], 6)
+        assert witness.log[-3:] == [("join", 7), ("left", 7), ("join", 7)]
+        assert witness.doorbells == new.doorbells == membership(region)
+        new.close()
+        site.gone(2 * (turn + 1))
+        site.settle(region, clients, 6)
+    site.settle(region, [*clients, silent])
+    assert silent.doorbells == membership(region)
+    assert not region._ids._held
+
+
+def test_who_may_not_ring_is_given_no_doorbell(site: Site) -> None:
+    rules = (
+        PeerRule(Match(vm="lonely"), may_ring=()),
+        PeerRule(Match(vm="web*"), may_ring=("db", "host")),
+        PeerRule(Match(vm="by-id"), may_ring=("1",)),
+        PeerRule(Match()),
+    )
+    region = site.open(host_peer=True, peer=rules)
+    names = ["lonely", "db", "web1", "web2", "by-id", "db"]
+    clients = [attach(site, region, name) for name in names]
+    site.settle(region, clients)
+    everything = membership(region)
+    seen = [{0}, {*range(6), 65535}, {1, 2, 5, 65535}, {1, 3, 5, 65535}, {1, 4}, {*range(6), 65535}]
+    for client, ids in zip(clients, seen, strict=True):
+        assert client.doorbells == {peer_id: everything[peer_id] for peer_id in ids}
+    clients[5].close()
+    clients[3].close()
+    site.gone(2)
+    left = [clients[index] for index in (0, 1, 2, 4)]
+    site.settle(region, left)
+    everything = membership(region)
+    for client, ids in zip(left, [{0}, {0, 1, 2, 4, 65535}, {1, 2, 65535}, {1, 4}], strict=True):
+        assert client.doorbells == {peer_id: everything[peer_id] for peer_id in ids}
+    assert ("left", 3) not in clients[2].log
+    assert not region._ids._held
+
+
+# Limits of the system
+
+
+@contextmanager
+def server(folder: str, **options: Any) -> Iterator[Any]:
+    spec = {"name": "demo", "size": 1 << 16, "socket": f"{folder}/s", "mode": 0o666, "host_peer": False}
+    spec |= {"stall_timeout": 0.0, **options.pop("spec")}
+    process = subprocess.Popen(
+        [sys.executable, SERVER, json.dumps({"spec": spec, **options})],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+    assert process.stdout.readline()
+
+    def ask(what: str) -> dict[str, Any]:
+        process.stdin.write(what + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        yield ask
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(DEADLINE)
+        process.kill()
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("nofile", [60, 61])
+def test_out_of_descriptors(folder: str, nofile: int) -> None:
+    """Whoever is there is served on, newcomers are turned away, nothing spins, and there is room again later.
+
+    A peer takes two descriptors, so with one of the two limits there is none left even for accept(2).
+    """
+    with no_leaks(), server(folder, nofile=nofile, spec={"vectors": 1}) as ask:
+        peers: list[RawClient] = []
+        refused = 0
+        while refused < 20:
+            client = RawClient(f"{folder}/s")
+            client.message()
+            if client.version != 0:  # turned away, without or with the version that nobody knows
+                client.until_eof()
+                assert client.messages <= 1 and client.version in (None, -2)
+                refused += 1
+                client.close()
+            else:
+                peers.append(client.greet(1))
+        stats = ask("stats")
+        assert (stats["PeerAdded"], stats["PeerRefused"], stats["PeerRemoved"]) == (len(peers), 20, 0)
+        assert all("LimitNOFILE=" in reason for reason in stats["reasons"])
+        assert ask("turns")["turns"] < 50
+        peers.pop().close()
+        assert peers[0].take(len(peers), DEADLINE) > 0
+        while ask("stats")["PeerRemoved"] < 1:
+            pass
+        late = RawClient(f"{folder}/s").greet(1)
+        assert late.id == len(peers)
+        for client in (late, *peers):
+            client.close()
+
+
+def test_too_many_descriptors_in_flight(folder: str) -> None:
+    """Two that do not read use up what an unprivileged sender may have in flight; the others wait, without a spin."""
+    limit, vectors = 256, 8
+    options = {"uid": 54321} if os.getuid() == 0 else {}
+    with no_leaks(), server(folder, nofile=limit, spec={"vectors": vectors}, **options) as ask:
+        readers: list[RawClient] = []
+        for _ in range(18):
+            readers.append(RawClient(f"{folder}/s").greet(vectors))
+            while ask("stats")["backlog"] or sum(client.take() for client in readers):
+                pass
+        silent = [RawClient(f"{folder}/s") for _ in range(2)]
+        while "THROTTLED" not in (stats := ask("stats"))["states"].values():
+            for client in readers:
+                client.take()
+            assert stats["PeerAdded"] <= 20
+        late = RawClient(f"{folder}/s")
+        while ask("stats")["PeerAdded"] < 21:
+            pass
+        assert ask("turns")["turns"] < 2000  # each of 21 looks every 10 ms at most; a spin makes far more
+        clients = [*readers, *silent, late]
+        while ask("stats")["backlog"]:
+            for client in clients:
+                client.take()
+        for client in clients:
+            client.take()
+        assert [client.id for client in clients] == list(range(21))
+        want = late.doorbells
+        assert sorted(want) == list(range(21))
+        assert all(client.doorbells == want for client in clients)
+        assert all(len(doorbells) == len(set(doorbells)) == vectors for doorbells in want.values())
+        stats = ask("stats")
+        assert (stats["PeerRemoved"], stats["PeerRefused"]) == (0, 0)
+        for client in clients:
+            client.close()
+
+
+# Life and death of a region
+
+
+def test_attach_gives_a_blocking_close_on_exec_end(site: Site) -> None:
+    region = site.open()
+    with site.call(region.attach, vm("me")) as end:
+        assert not fcntl.fcntl(end.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
+        assert fcntl.fcntl(end.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    site.gone(1)
+    client = attach(site, region, "me")
+    assert (client.id, client.doorbells) == (0, membership(region))
+
+
+def test_close_says_goodbye(site: Site) -> None:
+    region = site.open()
+    clients = [site.join(region), site.join(region)]
+    site.call(region.close)
+    for client in clients:
+        client.until_eof()
+    assert [event.reason for event in site.of(PeerRemoved)] == ["the region is removed"] * 2
+    assert not os.path.lexists(region.spec.socket)
+
+
+def test_a_region_that_can_not_be_made_leaves_nothing(site: Site, folder: str) -> None:
+    with pytest.raises(MemoryUnavailable):
+        site.open(backing=Backing("file", f"{folder}/no/such/folder"))
+    assert os.listdir(folder) == []
+
+
+def vanish(region: Region) -> None:
+    """End as the process ends at a restart: without a farewell, and with the path of the socket left alone."""
+    region._loop.remove_reader(region._listener.sock.fileno())
+    region._listener.steal().close()
+    region.close()
+
+
+def restart(site: Site, region: Region) -> Region:
+    """Take *region* apart and put it together anew, in one turn of the loop."""
+
+    def turn() -> Region:
+        state, fds = region.export()
+        state = json.loads(json.dumps(state))
+        vanish(region)
+        fds["other"] = fds["memory"].dup()
+        new = Region.restore(region.spec, site.loop, site.emit, site.spare, state, fds)
+        assert list(fds) == ["other"]  # what it does not need is the caller's
+        fds["other"].close()
+        return new
+
+    new = site.call(turn)
+    site.regions.append(new)
+    site.events.clear()
+    return new
+
+
+@pytest.mark.parametrize("read", [0, 1, 2, 3, 60, 100, 250])
+def test_restart_in_the_middle_of_a_greeting(site: Site, read: int) -> None:
+    """The same client sockets go on: no end of stream, and exactly the rest."""
+    region = site.open(vectors=64, host_peer=True)
+    others = [site.join(region) for _ in range(6)]
+    client = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 7)
+    assert client.take(read, DEADLINE) == read
+    others.pop(2).close()
+    site.gone(1)
+    seqs = [member.seq for member in region.roster.ordered]
+    bells = membership(region)
+    since = {peer.id: (peer.since, peer.who) for peer in region.peers.values()}
+    region = restart(site, region)
+    assert membership(region) == bells
+    assert [member.seq for member in region.roster.ordered] == seqs
+    assert {peer.id: (peer.since, peer.who) for peer in region.peers.values()} == since
+    late = site.join(region)
+    assert late.id in (2, 7)  # 2, unless somebody is still to be told of its leave
+    site.settle(region, [client, late, *others])
+    want = membership(region)
+    for each in (client, late, *others):
+        assert not each.eof
+        assert each.doorbells == want
+    assert client.memory is not None
+    assert not region._ids._held
+    os.pwrite(client.memory, b"still there", 0)
+    assert os.pread(region.memory.fileno(), 11, 0) == b"still there"
+
+
+def test_restart_again_and_again_while_peers_come_and_go(site: Site) -> None:
+    region = site.open(vectors=32)
+    clients = [site.join(region) for _ in range(8)]
+    silent = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 9)
+    for turn in range(10):
+        site.events.clear()
+        clients.pop(0).close()
+        site.gone(1)
+        clients.append(site.join(region))
+        silent.take(7 * (turn % 3))
+        region = restart(site, region)
+    site.settle(region, [*clients, silent])
+    want = membership(region)
+    assert len(want) == 9
+    assert all(client.doorbells == want for client in (*clients, silent))
+    assert not region._ids._held
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_id_rests_until_everybody_was_told_of_the_leave(site: Site, restarted: bool) -> None:
+    region = site.open(vectors=64)
+    readers = [site.join(region) for _ in range(6)]
+    silent = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 7)
+    readers.pop(0).close()
+    site.gone(1)
+    if restarted:
+        region = restart(site, region)
+    readers.append(site.join(region))
+    assert readers[-1].id == 7  # not 0: the silent one knows somebody else by that
+    site.settle(region, [*readers, silent])
+    assert ("left", 0) in silent.log
+    assert site.join(region).id == 0
+
+
+def test_numbers_of_who_left_before_a_restart_are_not_used_again(site: Site) -> None:
+    region = site.open()
+    one, two = site.join(region), site.join(region)
+    site.settle(region, [one, two])
+    two.close()
+    site.gone(1)
+    site.settle(region, [one])
+    region = restart(site, region)
+    three = site.join(region)
+    site.settle(region, [one, three])
+    assert one.log[-3:] == [("join", 1), ("left", 1), ("join", 1)]
+    assert one.doorbells == three.doorbells == membership(region)
+
+
+def test_rings_during_a_restart_are_not_lost(site: Site) -> None:
+    region = site.open(vectors=2, host_peer=True)
+    client = site.join(region, keep=True)
+    os.eventfd_write(client.fds[65535][1], 3)
+    site.wait(lambda: site.of(Rung))
+
+    def turn() -> Region:
+        state, fds = region.export()
+        vanish(region)
+        os.eventfd_write(client.fds[65535][1], 4)
+        return Region.restore(region.spec, site.loop, site.emit, site.spare, json.loads(json.dumps(state)), fds)
+
+    site.events.clear()
+    new = site.call(turn)
+    site.regions.append(new)
+    site.wait(lambda: site.of(Rung))
+    assert [(event.vector, event.count) for event in site.of(Rung)] == [(1, 4)]
+    assert new.host is not None
+    assert new.host.totals == [0, 7]
+
+
+def test_who_left_during_a_restart_is_missed(site: Site) -> None:
+    region = site.open()
+    one, two = site.join(region), site.join(region)
+
+    def turn() -> Region:
+        state, fds = region.export()
+        vanish(region)
+        two.close()
+        return Region.restore(region.spec, site.loop, site.emit, site.spare, state, fds)
+
+    site.events.clear()
+    new = site.call(turn)
+    site.regions.append(new)
+    site.wait(lambda: any(event.region is new for event in site.of(PeerRemoved)))
+    site.settle(new, [one])
+    assert one.doorbells == membership(new)
+    assert list(one.doorbells) == [0]
+
+
+@pytest.mark.parametrize("missing", ["memory", "listener", "vector.0.3", "peer.0"])
+def test_restore_with_something_missing(site: Site, missing: str) -> None:
+    region = site.open()
+    site.join(region)
+    state, fds = site.call(region.export)
+    fds.pop(missing).close()
+    before = set(fds)
+    with pytest.raises(StateMismatch, match=f'region "demo": descriptor {missing} is missing'):
+        site.call(Region.restore, region.spec, site.loop, site.emit, site.spare, state, fds)
+    assert set(fds) == before
+    with pytest.raises(StateMismatch, match="state version 99 is not"):
+        site.call(Region.restore, region.spec, site.loop, site.emit, site.spare, {**state, "version": 99}, fds)
+    for fd in fds.values():
+        fd.close()
+
+
+def test_restored_with_another_first_id(site: Site) -> None:
+    """Who was there keeps its ID; below the new first one nothing is given out any more."""
+    region = site.open()
+    old = site.join(region)
+    region.spec = replace(region.spec, first_id=1)
+    region = restart(site, region)
+    old.close()
+    site.gone(1)
+    assert site.join(region).id == 1
+
+
+def test_identity_tells_eventfds_apart() -> None:
+    made = eventfd.make(2)
+    assert identity(made[0]) != identity(made[1])
+    made.close()

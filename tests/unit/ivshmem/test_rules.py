@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from doorbelld.errors import InvalidOptions
+from doorbelld.fds.peercred import Credentials
+from doorbelld.ivshmem.rules import Match, PeerRule, describe, first_match, parse_rules
+
+WHO = Credentials(pid=100, uid=1000, gid=1001, vm_name="web1", unit="qemu@web1.service")
+
+
+@pytest.mark.parametrize(
+    ("match", "hit"),
+    [
+        (Match(), True),
+        (Match(vm="web1"), True),
+        (Match(vm="web*"), True),
+        (Match(vm="WEB1"), False),
+        (Match(vm="web"), False),
+        (Match(uid=1000), True),
+        (Match(uid=0), False),
+        (Match(gid=1001), True),
+        (Match(gid=0), False),
+        (Match(unit="qemu@*.service"), True),
+        (Match(unit="qemu"), False),
+        (Match(vm="web1", uid=1000, gid=1001, unit="qemu@*"), True),
+        (Match(vm="web1", uid=1001), False),
+        (Match(pid_file="/no/such/file"), False),
+    ],
+)
+def test_match(match: Match, hit: bool) -> None:
+    assert match(WHO) is hit
+
+
+@pytest.mark.parametrize("match", [Match(vm="*"), Match(unit="*")])
+def test_the_unknown_match_no_pattern(match: Match) -> None:
+    assert not match(Credentials(1, 0, 0))
+
+
+@pytest.mark.parametrize(("text", "hit"), [("100", True), (" 100\n", True), ("101", False), ("x", False), ("", False)])
+def test_pid_file(tmp_path: Path, text: str, hit: bool) -> None:
+    (tmp_path / "pid").write_text(text)
+    assert Match(pid_file=str(tmp_path / "pid"))(WHO) is hit
+
+
+def test_first_match_counts() -> None:
+    first, second, third = PeerRule(Match(vm="db")), PeerRule(Match(uid=1000)), PeerRule(Match())
+    assert first_match([first, second, third], WHO) is second
+    assert first_match([first], WHO) is None
+    assert first_match([], WHO) is None
+
+
+@pytest.mark.parametrize(
+    ("may_ring", "peer_id", "vm", "is_host", "allowed"),
+    [
+        (("*",), 3, "", False, True),
+        ((), 3, "x", False, False),
+        (("3",), 3, "", False, True),
+        (("3",), 33, "", False, False),
+        (("web*",), 3, "web9", False, True),
+        (("web*",), 3, "db", False, False),
+        (("host",), 65535, "", True, True),
+        (("host",), 3, "web", False, False),
+        (("web",), 65535, "web", True, False),
+        (("65535",), 65535, "", True, True),
+        (("a", "b"), 1, "b", False, True),
+    ],
+)
+def test_may_ring(may_ring: tuple[str, ...], peer_id: int, vm: str, is_host: bool, allowed: bool) -> None:
+    rule = PeerRule(Match(), may_ring=may_ring)
+    assert rule.allows(peer_id, vm, is_host) is allowed
+    assert rule.allows_all is (may_ring == ("*",))
+
+
+def test_parse() -> None:
+    rules = parse_rules(
+        [
+            {"match": {"vm": "web1", "uid": "root", "gid": 0, "pid-file": "/run/x"}, "id": 7, "may-ring": ["host"]},
+            {"match": {}},
+        ]
+    )
+    assert rules == (
+        PeerRule(Match(vm="web1", uid=0, gid=0, pid_file="/run/x"), id=7, may_ring=("host",)),
+        PeerRule(Match()),
+    )
+
+
+def test_parse_lists_all_problems() -> None:
+    with pytest.raises(InvalidOptions) as caught:
+        parse_rules(
+            [
+                {"match": {"units": "x", "uid": "no-such-user-here"}, "id": 65536},
+                {"id": 7},
+                {"match": 3, "may_ring": []},
+                "x",
+                {"match": {"uid": True}},
+            ]
+        )
+    text = str(caught.value).splitlines()
+    assert text[0] == '[0].match.units: unknown key; did you mean "unit"?'
+    assert text[1:] == [
+        "[0].match.uid: 'no-such-user-here' is not known on this host; write a name that is, or a number",
+        "[0].id: 65536 is out of range; write a number from 0 to 65535",
+        "[1].match: missing; it has no default, so write it",
+        '[2].match: 3 is no table; write one such as { vm = "guest1" }',
+        '[2].may_ring: unknown key; did you mean "may-ring"?',
+        "[3]: is no table; write [[region.NAME.peer]]",
+        "[4].match.uid: True is not a name; write a string in quotes",
+    ]
+
+
+def test_an_id_has_one_rule() -> None:
+    with pytest.raises(InvalidOptions, match="ID 7 is given to two rules; give each its own"):
+        parse_rules([{"match": {"vm": "a"}, "id": 7}, {"match": {"vm": "b"}, "id": 7}])
+    with pytest.raises(ValueError, match="is no array of tables"):
+        parse_rules({"match": {}})
+
+
+def test_describe() -> None:
+    assert describe(Match()) == "anybody"
+    assert describe(Match(vm="web*", pid_file="/x")) == "vm=web*, pid-file=/x"
