@@ -273,7 +273,7 @@ class _HostAsPeer:
     vectors: int
     since: int = 0
     backlog: int = 0
-    who: Credentials = Credentials(os.getpid(), os.getuid(), os.getgid(), "host")  # noqa: RUF009: frozen
+    who: Credentials = Credentials(os.getpid(), os.getuid(), os.getgid(), "host")
 
 
 class PeerView(View, interface=PEER):

@@ -96,7 +96,8 @@ class Reader:
         self._call = call
         self._other = other
         self._failed = failed
-        self._rest = b""
+        self._parts: list[bytes] = []  # of a message that is not whole yet
+        self._missing = 0
         self._known: dict[bytes, MethodCall] = {}
         loop.add_reader(self._fd, self._readable)
 
@@ -124,7 +125,14 @@ class Reader:
             self._fail(EOFError("the message bus closed the connection"))
             return
         try:
-            self._split(self._rest + data if self._rest else data)
+            if self._parts:
+                self._parts.append(data)
+                self._missing -= len(data)
+                if self._missing > 0:
+                    return
+                data = b"".join(self._parts)
+                self._parts.clear()
+            self._split(data)
         except Exception as error:
             self._fail(error)
 
@@ -134,7 +142,7 @@ class Reader:
 
     def _split(self, data: bytes) -> None:
         """Take whole messages off *data* and keep the rest."""
-        start, end = 0, len(data)
+        start, end, size = 0, len(data), 0
         while self._fd >= 0 and end - start >= _FIXED:
             order = data[start]
             if order not in (_LITTLE, _BIG):
@@ -149,7 +157,10 @@ class Reader:
                 break
             self._take(data, start, start + _FIXED + fields, body, start + size, serial)
             start += size
-        self._rest = data[start:]
+            size = 0
+        if start < end:
+            self._parts.append(data[start:])
+            self._missing = max(size, _FIXED) - (end - start)
 
     def _take(self, data: bytes, start: int, fields_end: int, body: int, end: int, serial: int) -> None:
         # all that tells a repeated call from the last but serial and body size

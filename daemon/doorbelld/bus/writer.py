@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import socket
 import struct
 from collections import deque
@@ -30,6 +31,8 @@ from ..fds.owned import Fd
 HIGH_WATER = 1 << 20
 LIMIT = 64 << 20
 _GATHER = 1 << 16
+_FULL = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+_FULL_SECONDS = 0.01
 
 _RETURN = struct.Struct("<4BIII4BI4BI")
 _NO_REPLY_EXPECTED = 1
@@ -85,6 +88,8 @@ class Writer:
     def write(self, data: bytes, fds: list[Fd], future: asyncio.Future[None] | None = None) -> None:
         """Send one marshalled message; *fds* are taken over."""
         if self._closed:
+            for fd in fds:
+                fd.close()
             _settle(future)
             return
         self._queue.append((data, fds, future))
@@ -125,12 +130,18 @@ class Writer:
             self._blocked = True
             self._loop.add_writer(self._fd, self._resume)
         except OSError as error:
-            self._fail(error)
+            if error.errno in _FULL:  # of descriptors in flight, say: the socket is writable all the while
+                self._blocked = True
+                self._loop.call_later(_FULL_SECONDS, self._resume)
+            else:
+                self._fail(error)
         if self._pressed and self._queued < HIGH_WATER // 2:
             self._pressed = False
             self._pressure(False)
 
     def _resume(self) -> None:
+        if self._closed:
+            return
         self._loop.remove_writer(self._fd)
         self._blocked = False
         self._flush()

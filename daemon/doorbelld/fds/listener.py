@@ -23,6 +23,7 @@ from ..errors import SocketInUse, SocketUnavailable
 from .owned import Fd
 
 BACKLOG = 1024
+_ID_MAX = (1 << 32) - 2  # the last one stands for "leave it"
 PATH_MAX = 107  # sun_path holds 108 bytes with the NUL
 _CURES = {
     errno.EACCES: "give the daemon's user the right to write there, or choose another socket path",
@@ -101,7 +102,7 @@ def user_id(name: str) -> int:
     Raises:
         KeyError: no such user.
     """
-    return -1 if not name else int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    return -1 if not name else _number(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
 
 
 def group_id(name: str) -> int:
@@ -110,7 +111,13 @@ def group_id(name: str) -> int:
     Raises:
         KeyError: no such group.
     """
-    return -1 if not name else int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    return -1 if not name else _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+
+
+def _number(digits: str) -> int:
+    if len(digits) > 10 or int(digits) > _ID_MAX:
+        raise KeyError(digits)
+    return int(digits)
 
 
 def _inode(path: str) -> tuple[int, int] | None:

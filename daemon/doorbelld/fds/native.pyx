@@ -221,19 +221,19 @@ def look_up(dict doorbells not None, targets not None):
     Raises:
         LookupError: its argument is the first pair that is not there.
     """
-    cdef array.array found = array.array("i", bytes(len(targets) * sizeof(int)))
+    cdef list pairs = list(targets)
+    cdef array.array found = array.array("i", bytes(len(pairs) * sizeof(int)))
     cdef array.array of
     cdef Py_ssize_t i = 0
-    cdef long index
-    for pair in targets:
+    # SAFETY: i < len(pairs), for which found was made; the index is checked against the array that it is used on.
+    for pair in pairs:
         entry = doorbells.get(pair[0])
         if entry is None:
             raise LookupError(pair)
         of = entry
-        index = pair[1]
-        if not 0 <= index < len(of):
+        if not 0 <= pair[1] < len(of):
             raise LookupError(pair)
-        found.data.as_ints[i] = of.data.as_ints[index]
+        found.data.as_ints[i] = of.data.as_ints[<Py_ssize_t>pair[1]]
         i += 1
     return found
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import NoSuchRegion, RegionExists, SocketUnavailable
+from ..errors import MemoryUnavailable, NoSuchRegion, RegionExists, SocketUnavailable
 from ..fds import limits, listener
 from ..fds.spare import Spare
 from ..ivshmem import memory
@@ -67,6 +67,7 @@ class Host:
         spec = self.with_defaults(spec)
         self._coming.add(spec.name)
         try:
+            self._check_backing(spec)
             _clear(spec.socket)  # before the memory: a path in use costs nothing then
             file = spec.backing.path
             born = bool(file) and not os.path.lexists(file)
@@ -82,6 +83,13 @@ class Host:
         self.regions[spec.name] = region
         self._emit(RegionAdded(region))
         return region
+
+    def _check_backing(self, spec: RegionSpec) -> None:
+        for other in self.regions.values():
+            if spec.backing.path and spec.backing.path == other.spec.backing.path:
+                raise MemoryUnavailable(
+                    f'region "{spec.name}": {spec.backing} is the memory of region "{other.name}"; give each its own'
+                )
 
     def with_defaults(self, spec: RegionSpec) -> RegionSpec:
         """Fill in what a region does not say for itself."""

@@ -19,7 +19,8 @@ writable, so waiting for that would spin; a timer looks again.
 
 A BLOCKED or THROTTLED recipient whose socket has taken nothing, and whose owner has read nothing, for *stall
 timeout* seconds is given up. Its own reading shows in SIOCOUTQ even while there is not yet room for more. One that
-has read all there was and is THROTTLED all the same waits for others, and is not blamed for it.
+has read all there was and is THROTTLED all the same waits for others, and is not blamed for it: while that is so, an
+IDLE one that has read nothing for as long is, since what lies in its socket is what the others wait for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import array
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import termios
 from collections import deque
@@ -71,12 +73,21 @@ R = TypeVar("R", bound=Recipient)
 class Courier(Generic[R]):
     """Delivers to any number of recipients; calls *failed* with one and the reason when it is to be given up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, failed: Callable[[R, str], None], stall_timeout: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        failed: Callable[[R, str], None],
+        stall_timeout: float,
+        everybody: Callable[[], Iterable[R]],
+    ) -> None:
         self._loop = loop
         self._failed = failed
         self._stall_timeout = stall_timeout
         self._ready: deque[R] = deque()
         self._waiting: set[R] = set()
+        self._everybody = everybody
+        self._throttled_at = -math.inf
+        self._suspects: dict[R, tuple[float, int]] = {}  # idle ones: since when, with how much unread
         self._turn: asyncio.Handle | None = None
         self._patrol: asyncio.TimerHandle | None = None
 
@@ -99,6 +110,7 @@ class Courier(Generic[R]):
         if recipient.state is State.READY:
             self._ready.remove(recipient)
         self._unblock(recipient)
+        self._suspects.pop(recipient, None)
 
     def close(self) -> None:
         """Stop everything."""
@@ -140,11 +152,13 @@ class Courier(Generic[R]):
             self._watch(recipient)
         elif error in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
             recipient.state = State.THROTTLED
+            self._throttled_at = self._loop.time()
             self._loop.call_later(THROTTLE_SECONDS, self._resume, recipient)
             self._watch(recipient)
         else:
             recipient.state = State.IDLE
-            self._failed(recipient, f"could not send to it: {os.strerror(error)}")
+            gone = error in (errno.EPIPE, errno.ECONNRESET)
+            self._failed(recipient, "it closed its connection" if gone else f"can't send to it: {os.strerror(error)}")
 
     def _watch(self, recipient: R) -> None:
         self._waiting.add(recipient)
@@ -180,8 +194,27 @@ class Courier(Generic[R]):
                     recipient,
                     f"it took nothing for {self._stall_timeout:g} s while {backlog} messages waited (stall-timeout)",
                 )
-        if self._waiting:
+        throttled = now - self._throttled_at < self._stall_timeout / 4
+        if throttled:
+            self._look_for_idle(now)
+        else:
+            self._suspects.clear()
+        if self._waiting or throttled:
             self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
+
+    def _look_for_idle(self, now: float) -> None:
+        """While somebody is throttled, look at those who are owed nothing but have not read what they were sent."""
+        for recipient in [r for r in self._everybody() if r.state is State.IDLE]:
+            unread = unread_bytes(recipient.sock_fd)
+            since, before = self._suspects.get(recipient, (now, unread))
+            self._suspects[recipient] = (since if 0 < unread >= before else now, unread)
+            if unread and now - self._suspects[recipient][0] >= self._stall_timeout:
+                del self._suspects[recipient]
+                self._failed(
+                    recipient,
+                    f"it read nothing for {self._stall_timeout:g} s, and with what is in flight to it, others can't be "
+                    "told (stall-timeout)",
+                )
 
 
 def unread_bytes(sock_fd: int) -> int:

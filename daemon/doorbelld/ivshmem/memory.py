@@ -11,6 +11,7 @@ SIGBUS in a guest later.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -75,11 +76,13 @@ def create(backing: Backing, size: int, name: str) -> Fd:
 
 def _anonymous(size: int, name: str, huge: bool) -> Fd:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge else 0)
-    fd = Fd(os.memfd_create(f"doorbelld:{name}", flags))
-    os.ftruncate(fd.fileno(), size)
-    if huge:
-        os.posix_fallocate(fd.fileno(), 0, size)
-    fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, SEALS)
+    with contextlib.ExitStack() as undo:
+        fd = undo.enter_context(Fd(os.memfd_create(f"doorbelld:{name}", flags)))
+        os.ftruncate(fd.fileno(), size)
+        if huge:
+            os.posix_fallocate(fd.fileno(), 0, size)
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, SEALS)
+        undo.pop_all()
     return fd
 
 
@@ -89,20 +92,20 @@ def _named(path: str, size: int) -> Fd:
         fd, made = Fd(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)), True
     except FileExistsError:
         fd, made = Fd(os.open(path, flags)), False
-    status = os.fstat(fd.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise MemoryUnavailable(f"{path}: it is no regular file; name one, or choose another backing")
-    found = status.st_size
-    if found not in (0, size):
-        raise MemoryUnavailable(
-            f"{path}: it is {found} bytes long, the region {size}; remove it or set the region's size to {found}"
-        )
-    try:
-        os.posix_fallocate(fd.fileno(), 0, size)
-    except OSError:
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(fd)  # at once, not when collected: a file that is unlinked keeps its blocks until then
         if made:
-            os.unlink(path)
-        raise
+            undo.callback(os.unlink, path)
+        status = os.fstat(fd.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise MemoryUnavailable(f"{path}: it is no regular file; name one, or choose another backing")
+        found = status.st_size
+        if found not in (0, size):
+            raise MemoryUnavailable(
+                f"{path}: it is {found} bytes long, the region {size}; remove it or set the region's size to {found}"
+            )
+        os.posix_fallocate(fd.fileno(), 0, size)
+        undo.pop_all()
     return fd
 
 

@@ -107,7 +107,9 @@ class Region:
         self._emit = emit
         self._spare = spare
         self._ids = IdPool(spec.first_id, _reserved(spec))
-        self._courier: Courier[Peer] = Courier(loop, self._remove, spec.stall_timeout)
+        self._courier: Courier[Peer] = Courier(
+            loop, self._remove, spec.stall_timeout, lambda: list(self.peers.values())
+        )
         self._accept_pause: asyncio.TimerHandle | None = None
 
     @classmethod

@@ -85,9 +85,20 @@ class PeerRule:
     may_ring: tuple[str, ...] = option(text_list, default=("*",))
 
     def allows(self, peer_id: int, vm_name: str, is_host: bool) -> bool:
-        """Tell whether who matched may ring the peer of that ID and VM name."""
-        names = (str(peer_id), HOST if is_host else vm_name)
-        return any(name and fnmatchcase(name, pattern) for pattern in self.may_ring for name in names)
+        """Tell whether who matched may ring the peer of that ID and VM name.
+
+        A number is an ID, ``host`` is the host peer, ``*`` is everybody, anything else is a pattern for VM names: a
+        VM that calls itself ``7`` or ``host`` gains nothing by it.
+        """
+
+        def fits(pattern: str) -> bool:
+            if pattern.isdecimal():
+                return int(pattern) == peer_id
+            if pattern in (HOST, "*"):
+                return is_host or pattern == "*"
+            return not is_host and bool(vm_name) and fnmatchcase(vm_name, pattern)
+
+        return any(map(fits, self.may_ring))
 
     @property
     def allows_all(self) -> bool:

@@ -26,10 +26,6 @@ class Readiness:
         """Sockets listen and the bus name is ours."""
         self._tell(f"READY=1\nSTATUS={status}")
 
-    def status(self, status: str) -> None:
-        """Say what we serve."""
-        self._tell(f"STATUS={status}")
-
     def stopping(self) -> None:
         """We are on our way out."""
         self._tell("STOPPING=1\nSTATUS=stopping")

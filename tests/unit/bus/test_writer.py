@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import io
 import os
 import socket
@@ -295,3 +296,43 @@ def test_an_empty_return_says_what_the_libraries_write(serial: int, reply_serial
         serial=serial,
     )
     assert len(theirs._marshall(True)) == len(empty_return(serial, reply_serial, f":1.{number}"))
+
+
+async def test_too_many_descriptors_in_flight_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    failures: list[Exception] = []
+    with ours, theirs:
+
+        class Full:
+            """A socket that has no room for descriptors twice."""
+
+            left = 2
+
+            def fileno(self) -> int:
+                return ours.fileno()
+
+            def sendmsg(self, *arguments: object) -> int:
+                if self.left:
+                    self.left -= 1
+                    raise OSError(errno.ETOOMANYREFS, "Too many references")
+                return ours.sendmsg(*arguments)  # type: ignore[arg-type]
+
+        writer = Writer(Full(), asyncio.get_running_loop(), failures.append, lambda _: None)  # type: ignore[arg-type]
+        sent = asyncio.get_running_loop().create_future()
+        writer.write(b"hello", [Fd(os.open("/dev/null", os.O_RDONLY))], sent)
+        await asyncio.wait_for(sent, 20)
+        data, fds, _, _ = socket.recv_fds(theirs, 100, 4)
+        assert (data, len(fds), failures) == (b"hello", 1, [])
+        os.close(fds[0])
+        writer.close()
+
+
+async def test_descriptors_written_after_the_end_are_closed() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        writer = Writer(ours, asyncio.get_running_loop(), lambda _: None, lambda _: None)
+        writer.close()
+        fd = Fd(os.open("/dev/null", os.O_RDONLY))
+        writer.write(b"x", [fd])
+        with pytest.raises(ValueError, match="closed"):
+            fd.fileno()

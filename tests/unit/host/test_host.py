@@ -124,7 +124,6 @@ async def test_memory_that_can_not_be_had(host: Host, heard: Heard, short_path: 
     assert "No such file or directory; make its directory" in said
 
 
-@pytest.mark.xfail(strict=True, reason="ivshmem/memory.py leaves the descriptor to the garbage collector")
 async def test_a_full_disk_gets_its_space_back_at_once(
     host: Host, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

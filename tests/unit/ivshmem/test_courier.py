@@ -95,7 +95,13 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stall: float = STALL) -> None:
         self.loop = Loop()
         self.lost: list[tuple[Recipient, str]] = []
-        self.courier: Courier[Recipient] = Courier(self.loop, self.fail, stall)  # type: ignore[arg-type]
+        self.everybody: list[Recipient] = []
+        self.courier: Courier[Recipient] = Courier(
+            self.loop,  # type: ignore[arg-type]
+            self.fail,
+            stall,
+            lambda: list(self.everybody),
+        )
         self.room: dict[int, int] = {}
         self.errors: dict[int, int] = {}
         self.unread: dict[int, int] = {}
@@ -189,12 +195,16 @@ def test_throttled_looks_again_by_timer_and_does_not_spin(world: World, error: i
     assert not world.lost
 
 
-def test_another_error_is_its_end(world: World) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(errno.EPIPE, "it closed its connection"), (errno.EACCES, "can't send to it: Permission denied")],
+)
+def test_another_error_is_its_end(world: World, error: int, reason: str) -> None:
     recipient = world.add(1, 10, room=4)
-    world.errors[1] = errno.EPIPE
+    world.errors[1] = error
     world.courier.wake([recipient])
     world.loop.run()
-    assert world.lost == [(recipient, "could not send to it: Broken pipe")]
+    assert world.lost == [(recipient, reason)]
 
 
 def test_stalled_is_given_up_with_the_reason(world: World) -> None:
@@ -343,3 +353,40 @@ def test_unread_bytes() -> None:
         assert both > one > 0
         theirs.recv(8)
         assert unread_bytes(ours.fileno()) == 0
+
+
+def throttle(world: World) -> Recipient:
+    """Somebody who can't be told because of the descriptors that are in flight to others."""
+    throttled = world.add(2, 9, room=0)
+    world.errors[2] = errno.ETOOMANYREFS
+    world.courier.wake([throttled])
+    world.loop.run()
+    return throttled
+
+
+def test_an_idle_peer_that_reads_nothing_is_given_up_while_others_are_throttled(world: World) -> None:
+    idle = world.add(1, 0, unread=5000)
+    world.everybody = [idle, throttle(world)]
+    world.loop.advance(STALL * 0.9)
+    assert not world.lost
+    world.loop.advance(STALL * 0.4)
+    assert [recipient for recipient, _ in world.lost] == [idle]
+    assert "others can't be told" in world.lost[0][1]
+
+
+def test_an_idle_peer_that_reads_slowly_is_kept_while_others_are_throttled(world: World) -> None:
+    world.everybody = [world.add(1, 0, unread=5000), throttle(world)]
+    for _ in range(4):
+        world.loop.advance(STALL * 0.7)
+        world.unread[1] -= 100
+    assert not world.lost
+
+
+def test_an_idle_peer_may_leave_things_unread_as_long_as_nobody_waits(world: World) -> None:
+    idle, other = world.add(1, 0, unread=5000), world.add(3, 9, room=0)
+    world.everybody = [idle, other]
+    world.courier.wake([other])  # blocked, not throttled
+    world.loop.run()
+    world.unread[3] = 1
+    world.loop.advance(STALL * 3)
+    assert [recipient for recipient, _ in world.lost] == [other]

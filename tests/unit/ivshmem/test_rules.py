@@ -67,6 +67,9 @@ def test_first_match_counts() -> None:
         (("web",), 65535, "web", True, False),
         (("65535",), 65535, "", True, True),
         (("a", "b"), 1, "b", False, True),
+        (("7",), 3, "7", False, False),
+        (("host",), 3, "host", False, False),
+        (("h*",), 65535, "", True, False),
     ],
 )
 def test_may_ring(may_ring: tuple[str, ...], peer_id: int, vm: str, is_host: bool, allowed: bool) -> None:

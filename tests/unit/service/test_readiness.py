@@ -33,8 +33,6 @@ def told(manager: socket.socket) -> Iterator[Readiness]:
 def test_what_is_told(manager: socket.socket, told: Readiness) -> None:
     told.ready("1 region, 0 peers")
     assert manager.recv(1000) == b"READY=1\nSTATUS=1 region, 0 peers"
-    told.status("2 regions, 3 peers")
-    assert manager.recv(1000) == b"STATUS=2 regions, 3 peers"
     told.stopping()
     assert manager.recv(1000).split(b"\n")[0] == b"STOPPING=1"
 
@@ -44,7 +42,6 @@ def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> N
     with no_leaks():
         told = Readiness()
         told.ready("")
-        told.status("")
         told.stopping()
 
 
