@@ -44,7 +44,18 @@ class Outbox:
     with an ID whose leave was owed to this peer, once it was told or need not be any more.
     """
 
-    __slots__ = ("_cursor", "_leaves", "_memory", "_offset", "_own", "_preamble", "_roster", "_told", "_visible")
+    __slots__ = (
+        "_cursor",
+        "_leaves",
+        "_memory",
+        "_offset",
+        "_own",
+        "_preamble",
+        "_proposed",
+        "_roster",
+        "_told",
+        "_visible",
+    )
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class Outbox:
         self._cursor = 0
         self._offset = 0
         self._leaves: deque[int] = deque()
+        self._proposed = (0, 0)  # by the last batch: how many messages, and the cursor once all of them went out
 
     def batch(self, limit: int) -> tuple[array[int], array[int]]:
         """Propose the next messages, about *limit* of them: values, and descriptors (-1 for none), both borrowed."""
@@ -75,7 +87,7 @@ class Outbox:
         offset = self._offset
         if offset:  # finish the member that is half told, and only then tell leaves
             values.extend(ordered[index].values[offset:])
-            fds.extend(ordered[index].eventfds.array[offset:])
+            fds.extend(ordered[index].fds[offset:])
             index += 1
         if self._leaves:
             values.extend(self._leaves)
@@ -86,14 +98,22 @@ class Outbox:
             member = ordered[index]
             if visible is None or member is own or visible(member):
                 values.extend(member.values)
-                fds.extend(member.eventfds.array)
+                fds.extend(member.fds)
             elif len(values) == start and not offset:
                 self._cursor = member.seq + 1  # need not be looked at again
             index += 1
+        # a batch ends with a whole member, so what follows is known now, and `sent` need not walk again
+        self._proposed = len(values), ordered[index - 1].seq + 1 if index else self._cursor
         return values, fds
 
     def sent(self, count: int) -> None:
         """Note that the first *count* messages of the last `batch` went out; nothing may have changed meanwhile."""
+        proposed, cursor = self._proposed
+        if count == proposed:
+            self._preamble, self._cursor, self._offset = _PREAMBLE, max(cursor, self._cursor), 0
+            while self._leaves:
+                self._told(self._leaves.popleft())
+            return
         if self._preamble < _PREAMBLE:
             step = min(count, _PREAMBLE - self._preamble)
             self._preamble += step

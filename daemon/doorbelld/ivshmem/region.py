@@ -170,12 +170,12 @@ class Region:
 
     def notify_peer(self, peer_id: int) -> None:
         """Ring all doorbells of a peer (ivshmem_client_notify_all_vects)."""
-        native.ring(self.member(peer_id).eventfds.array)
+        native.ring(self.member(peer_id).fds)
 
     def broadcast(self) -> None:
         """Ring all doorbells of all peers but the host peer (ivshmem_client_notify_broadcast)."""
         for peer in self.peers.values():
-            native.ring(peer.member.eventfds.array)
+            native.ring(peer.member.fds)
 
     def notify_many(self, targets: Sequence[Sequence[int]]) -> None:
         """Ring many (peer ID, vector); all are looked up before the first is rung."""
@@ -195,7 +195,7 @@ class Region:
         """Find the eventfd of a doorbell, borrowed."""
         eventfds = self.roster.doorbells.get(peer_id)
         if eventfds is None:
-            eventfds = self.member(peer_id).eventfds.array  # raises, with words
+            eventfds = self.member(peer_id).fds  # raises, with words
         if not 0 <= vector < len(eventfds):
             raise NoSuchVector(
                 f'peer {peer_id} of region "{self.name}" has vectors 0 to {len(eventfds) - 1}, not {vector}'

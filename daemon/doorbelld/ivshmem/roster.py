@@ -27,8 +27,11 @@ class Member:
     seq: int = -1
     values: array[int] = field(init=False)
     """The ID, once per vector: what the messages that tell of this member say."""
+    fds: array[int] = field(init=False)
+    """The eventfds, borrowed: what goes with those messages."""
 
     def __post_init__(self) -> None:
+        self.fds = self.eventfds.array
         self.values = array("q", [self.id]) * len(self.eventfds)
 
 
@@ -51,7 +54,7 @@ class Roster:
         member.seq = max(member.seq, self.next_seq)
         self.next_seq = member.seq + 1
         self.by_id[member.id] = member
-        self.doorbells[member.id] = member.eventfds.array
+        self.doorbells[member.id] = member.fds
         self.ordered.append(member)
         self._seqs.append(member.seq)
 
