@@ -149,16 +149,23 @@ def parse(table: type[T], raw: Mapping[str, object], prefix: str, **given: Any) 
             problems.append(Problem(name, cause, cure))
         except InvalidOptions as error:
             problems += [dataclasses.replace(p, key=f"{name}{p.key}") for p in error.problems]
-    for key, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and key not in raw:
-            problems.append(Problem(f"{prefix}.{key}", "missing", "it has no default, so write it"))
-    if problems:
-        raise InvalidOptions(problems)
-    made = table(**values)
-    if problems := getattr(made, "check", lambda _: [])(prefix):
-        raise InvalidOptions(problems)
-    return made
+    problems += [
+        Problem(f"{prefix}.{key}", "missing", "it has no default, so write it")
+        for key, field in fields.items()
+        if _required(field) and key not in raw
+    ]
+    bad = {problem.key for problem in problems}
+    if all(field.name in values for field in fields.values() if _required(field)):
+        # with defaults for what is wrong, so that what is wrong with the values together is told in the same breath
+        made = table(**values)
+        problems += [p for p in getattr(made, "check", lambda _: [])(prefix) if p.key not in bad]
+        if not problems:
+            return made
+    raise InvalidOptions(problems)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _did_you_mean(key: str, known: list[str]) -> str:

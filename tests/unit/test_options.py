@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from doorbelld import options
 from doorbelld.errors import InvalidOptions, Problem
+from doorbelld.ivshmem.spec import RegionSpec
 from doorbelld.options import option, parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,16 @@ def test_what_is_given_is_no_option() -> None:
     assert problems({"width": 1, "name": "evil"})[0].startswith("table.x.name: unknown key; ")
 
 
-def test_check_comes_last_and_only_on_sound_values() -> None:
-    assert problems({"width": 7}) == ["table.x.width: is seven; use another"]
-    assert problems({"width": 7, "zzz": 0}) == ["table.x.zzz: unknown key; known here: inner, some-words, width"]
+def test_check_comes_last_and_adds_to_what_is_wrong_already() -> None:
+    seven = "table.x.width: is seven; use another"
+    assert problems({"width": 7}) == [seven]
+    unknown = "table.x.zzz: unknown key; known here: inner, some-words, width"
+    assert problems({"width": 7, "zzz": 0}) == [unknown, seven]
+
+
+def test_values_are_looked_at_together_even_if_one_is_wrong() -> None:
+    raw = {"size": "3M", "vectores": 4, "host-peer-id": 0, "mode": 660}
+    with pytest.raises(InvalidOptions) as caught:
+        parse(RegionSpec, raw, "region.demo", name="demo")
+    keys = [problem.key for problem in caught.value.problems]
+    assert sorted(keys) == ["region.demo.host-peer-id", "region.demo.mode", "region.demo.size", "region.demo.vectores"]

@@ -62,7 +62,8 @@ def load(file: str) -> Config:
     config, problems = interpret(tables)
     if problems:
         lines = Lines(text)
-        raise InvalidOptions([dataclasses.replace(p, where=f"{file}:{lines.find(p.key)}") for p in problems])
+        placed = sorted(((lines.find(p.key), p) for p in problems), key=lambda pair: pair[0])
+        raise InvalidOptions([dataclasses.replace(p, where=f"{file}:{line}") for line, p in placed])
     return config
 
 

@@ -157,7 +157,8 @@ type = "blk"
         ("2", "daemon.runtime-directory"),
         ("3", "daemon.log-level"),
         ("4", "regions"),
-        ("7", "region.one.vectors"),  # values are looked at together once each can be read, so no word of the size yet
+        ("6", "region.one.size"),
+        ("7", "region.one.vectors"),
         ("10", "region.two.mode"),
         ("13", "region.two.peer[0].match.uid"),
         ("14", "region.two.peer[1].match"),
