@@ -64,5 +64,5 @@ clean: ## Remove everything that was made here.
 	find daemon -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-install: $(STAMP) ## Install to $(DESTDIR)$(PREFIX), with all dependencies in a folder of our own.
+install: $(STAMP) ## Install below DESTDIR= (default: this system), with all dependencies in a folder of our own.
 	packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)"
