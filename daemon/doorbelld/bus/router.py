@@ -60,10 +60,10 @@ class Router:
             return False
         try:
             result = self._dispatch(msg)
-            if inspect.isawaitable(result):
-                self._later(msg, result)
-            else:
+            if type(result) is tuple:  # as most are; isawaitable takes its time to say no
                 self._reply(msg, *result)
+            else:
+                self._later(msg, result)
         except Exception as error:
             self._reply_error(msg, error)
         return True
@@ -95,7 +95,9 @@ class Router:
         self._authority.check(call.action, who)
         arguments = (who, *msg.body) if call.wants_caller else msg.body
         result = call.function(view, *arguments)
-        return self._awaited(call, result) if inspect.isawaitable(result) else (call.returns, result)
+        if result is not None and inspect.isawaitable(result):
+            return self._awaited(call, result)
+        return call.returns, result
 
     async def _call_when_known(self, msg: Any, call: Call) -> Any:
         who = await self._authority.learn(msg.sender)
