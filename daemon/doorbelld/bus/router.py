@@ -195,17 +195,15 @@ class Router:
         if not signature:
             self.writer.write(empty_return(self.next_serial(), msg.serial, msg.sender), [])
             return
-        reply = Message(
+        self._send(
+            self.writer,
+            fds,
             message_type=MessageType.METHOD_RETURN,
-            flags=_NO_REPLY_EXPECTED,
             reply_serial=msg.serial,
             destination=msg.sender,
             signature=signature,
             body=[0 if fds else value],
-            unix_fds=[fd.fileno() for fd in fds],
-            serial=self.next_serial(),
         )
-        self.writer.write(reply._marshall(True), fds)
 
     def _reply_error(self, msg: Any, error: Exception) -> None:
         if isinstance(error, CallError):
@@ -217,33 +215,37 @@ class Router:
             name, error = f"{_FREEDESKTOP_ERROR}.Failed", RuntimeError("internal error; the daemon's log has it")
         if self.writer is None or msg.flags & _NO_REPLY_EXPECTED:
             return
-        reply = Message(
+        self._send(
+            self.writer,
+            [],
             message_type=MessageType.ERROR,
-            flags=_NO_REPLY_EXPECTED,
             reply_serial=msg.serial,
             destination=msg.sender,
             error_name=name,
             signature="s",
             body=[str(error)],
-            serial=self.next_serial(),
         )
-        self.writer.write(reply._marshall(True), [])
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
         """Send a signal, if there is a bus to send it to."""
         if self.writer is None:
             return
-        message = Message(
+        self._send(
+            self.writer,
+            [],
             message_type=MessageType.SIGNAL,
-            flags=_NO_REPLY_EXPECTED,
             path=path,
             interface=interface,
             member=member,
             signature=signature,
             body=body,
-            serial=self.next_serial(),
         )
-        self.writer.write(message._marshall(True), [])
+
+    def _send(self, writer: Writer, fds: list[Fd], **fields: Any) -> None:
+        """Write a message that wants no reply; *fds* are taken over."""
+        numbers = [fd.fileno() for fd in fds]
+        message = Message(flags=_NO_REPLY_EXPECTED, serial=self.next_serial(), unix_fds=numbers, **fields)
+        writer.write(message._marshall(True), fds)
 
 
 def _machine_id() -> str:
