@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterator
+import syslog
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import structlog
-from doorbelld.log import LEVELS, Limiter, set_up
+from doorbelld.log import KEPT_BACK, LEVELS, THE_REST, Limiter, Where, set_up
 
 
 class Clock:
@@ -79,6 +81,89 @@ def test_keys_have_windows_of_their_own(clock: Clock, lines: Lines) -> None:
     assert [event for event, _ in lines.lines] == ["a", "b"]
 
 
+def test_what_was_kept_back_of_a_region_is_told_of_it(clock: Clock, lines: Lines) -> None:
+    limited = Limiter(burst=1, period=10, clock=clock)
+    for _ in range(3):
+        limited(lines, "demo: joins", "peer joined", region="demo")
+    clock.now += 10
+    limited(lines, "other", "one")
+    told = {"of": "demo: joins", "lines": 2, "seconds": 10.0, "region": "demo"}
+    assert lines.lines[1:] == [(KEPT_BACK, told), ("one", {})]
+
+
+class Timers:
+    """Stands in for the loop's call_later; `run` makes the clock go on."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, delay: float, call: Callable[[], None]) -> None:
+        self.waiting.append((self.clock.now + delay, call))
+
+    def run(self, until: float) -> None:
+        while due := sorted((entry for entry in self.waiting if entry[0] <= until), key=lambda entry: entry[0]):
+            self.waiting.remove(due[0])
+            self.clock.now = max(self.clock.now, due[0][0])
+            due[0][1]()
+        self.clock.now = until
+
+
+def test_with_a_timer_the_end_of_a_period_is_told_without_another_line(clock: Clock, lines: Lines) -> None:
+    timers = Timers(clock)
+    limited = Limiter(burst=2, period=10, clock=clock, later=timers)
+    for _ in range(6):
+        limited(lines, "k", "line")
+        clock.now += 1
+    assert len(timers.waiting) == 1
+    timers.run(1009.999)
+    assert len(lines.lines) == 2
+    timers.run(1010)
+    assert lines.lines[2:] == [(KEPT_BACK, {"of": "k", "lines": 4, "seconds": 10.0})]
+    limited(lines, "k", "line")
+    timers.run(1100)
+    assert lines.lines[3:] == [("line", {})]
+
+
+def test_no_timer_for_what_is_not_kept_back(clock: Clock, lines: Lines) -> None:
+    timers = Timers(clock)
+    limited = Limiter(burst=2, period=10, clock=clock, later=timers)
+    for _ in range(2):
+        limited(lines, "k", "line")
+    assert timers.waiting == []
+
+
+def test_a_timer_that_comes_after_the_next_line_tells_nothing_twice(clock: Clock, lines: Lines) -> None:
+    timers = Timers(clock)
+    limited = Limiter(burst=1, period=10, clock=clock, later=timers)
+    for _ in range(3):
+        limited(lines, "k", "line")
+    clock.now += 11  # the loop was busy
+    for _ in range(2):
+        limited(lines, "k", "again")
+    told = (KEPT_BACK, {"of": "k", "lines": 2, "seconds": 11.0})
+    assert lines.lines == [("line", {}), told, ("again", {})]
+    timers.run(1020.999)
+    assert lines.lines[3:] == []
+    timers.run(1021)
+    assert lines.lines[3:] == [(KEPT_BACK, {"of": "k", "lines": 1, "seconds": 10.0})]
+
+
+def test_who_makes_up_keys_gains_no_lines_and_takes_no_memory(clock: Clock, lines: Lines) -> None:
+    limited = Limiter(burst=2, period=10, clock=clock, keys=3)
+    for number in range(10_000):
+        limited(lines, f"key {number}", "line", key=number)
+    assert [values["key"] for _, values in lines.lines] == [0, 1, 2, 3, 4]  # the last two are all others' share
+    assert len(limited._windows) == 4
+    clock.now += 10
+    limited(lines, "key 77", "line", key=77)
+    assert lines.lines[5:] == [
+        (KEPT_BACK, {"of": THE_REST, "lines": 9_995, "seconds": 10.0}),
+        ("line", {"key": 77}),
+    ]
+    assert len(limited._windows) == 1
+
+
 @pytest.fixture
 def restored() -> Iterator[None]:
     root = logging.getLogger()
@@ -109,3 +194,108 @@ def test_an_exception_is_logged_with_its_traceback(capsys: pytest.CaptureFixture
     except RuntimeError as error:
         structlog.get_logger().error("failed", exc_info=error)
     assert "RuntimeError: a reason of ours" in capsys.readouterr().err
+
+
+class Events:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, str, dict[str, Any]]] = []
+        self.places: list[Where] = []
+
+    def __call__(self, priority: int, event: str, values: dict[str, Any], where: Where) -> None:
+        self.events.append((priority, event, values))
+        self.places.append(where)
+
+
+def line() -> int:
+    """Tell the line that this is called from."""
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    return frame.f_back.f_lineno
+
+
+PRIORITIES = {
+    "debug": syslog.LOG_DEBUG,
+    "info": syslog.LOG_INFO,
+    "warning": syslog.LOG_WARNING,
+    "error": syslog.LOG_ERR,
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_sink_gets_events_as_they_are(level: str, capsys: pytest.CaptureFixture[str], restored: None) -> None:
+    sink = Events()
+    set_up(level, sink)
+    log = structlog.get_logger()
+    for name in LEVELS:
+        getattr(log, name)("said", region="demo", peer=3, level=name)
+    assert sink.events == [
+        (PRIORITIES[name], "said", {"region": "demo", "peer": 3, "level": name})
+        for name in LEVELS[LEVELS.index(level) :]
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_critical_and_exception_and_bound_values(restored: None) -> None:
+    sink = Events()
+    set_up("info", sink)
+    log = structlog.get_logger().bind(region="demo")
+    log.critical("one")
+    log.exception("two")
+    assert sink.events == [
+        (syslog.LOG_CRIT, "one", {"region": "demo"}),
+        (syslog.LOG_ERR, "two", {"region": "demo", "exc_info": True}),
+    ]
+
+
+def test_a_sink_learns_where_an_event_comes_from(restored: None) -> None:
+    sink = Events()
+    set_up("info", sink)
+    log = structlog.get_logger()
+    limited = Limiter(burst=10)
+    here = line()
+    log.info("at once")
+    log.bind(a=1).exception("by a way round")
+    limited(log.info, "k", "limited")
+    function = "test_a_sink_learns_where_an_event_comes_from"
+    assert sink.places == [(__file__, here + more, function) for more in (1, 2, 3)]
+
+
+def test_what_libraries_log_goes_into_the_sink(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+    sink = Events()
+    set_up("info", sink)
+    logger = logging.getLogger("asyncio")
+    error = RuntimeError("why")
+    logger.info("not for us: %d", 0)
+    here = line()
+    logger.warning("took %.3f s", 0.5)
+    logger.error("failed", exc_info=error)
+    logger.critical("worse")
+    logger.log(35, "between")
+    assert sink.events == [
+        (syslog.LOG_WARNING, "took 0.500 s", {"logger": "asyncio"}),
+        (syslog.LOG_ERR, "failed", {"logger": "asyncio", "exc_info": (RuntimeError, error, None)}),
+        (syslog.LOG_CRIT, "worse", {"logger": "asyncio"}),
+        (syslog.LOG_WARNING, "between", {"logger": "asyncio"}),
+    ]
+    assert sink.places[0] == (__file__, here + 1, "test_what_libraries_log_goes_into_the_sink")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_library_that_logs_nonsense_ends_nothing(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+    sink = Events()
+    set_up("info", sink)
+    logging.getLogger("library").warning("%d", "not a number")
+    assert sink.events == []
+    assert "not a number" in capsys.readouterr().err
+
+
+def test_tests_can_still_listen_when_there_is_a_sink(restored: None) -> None:
+    sink = Events()
+    set_up("info", sink)
+    with structlog.testing.capture_logs() as lines:
+        structlog.get_logger().info("heard")
+    structlog.get_logger().info("sunk")
+    assert [entry["event"] for entry in lines] == ["heard"]
+    assert [event for _, event, _ in sink.events] == ["sunk"]

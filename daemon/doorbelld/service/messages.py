@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The MESSAGE_ID of each kind of event, by the sentence that is given to the log.
+
+An ID never changes once it is released: people look for it, and ``packaging/doorbelld.catalog``, from which
+``journalctl -x`` explains events, has an entry for each. A new one is made with ``systemd-id128 new``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..log import KEPT_BACK
+
+LOST = "log lines were lost"
+"""What the journal sink says of itself."""
+
+MESSAGE_IDS: Mapping[str, str] = {
+    # The daemon
+    "ready": "d9254217e3614a71ae7326f6c48cfe99",
+    "stopping": "c0a6ecaca43a44c88415e289d1ad2eb0",
+    "executing anew": "ecf8037a22684b228e63f8ad9565a0f8",
+    "not executed anew": "61b75de5225a46c6b74025df37eabbf8",
+    "watchdog is on": "08e92e68f25f4a8ea9d3670b5abfb306",
+    "the data plane makes no progress": "0e066ed3ed184973b6766727f4e641cc",
+    # Configuration and limits
+    "configuration reloaded": "0aa28fc28a8f41a98b95edcbe9ae0fac",
+    "configuration not reloaded": "ac7b9896b7614e09ac7374ac62466611",
+    "the configuration is wrong; those who were there before are served on": "667a33d7298546c79210ed4d5cb6bcc5",
+    "configuration can't be applied live": "333a8085e8594dff8c3d2d11d617eeb5",
+    "descriptor limit": "6342f842fdfa47cba7af37fd5f1fbe47",
+    "max-peers is more than the descriptor limit allows": "83b43729b5ea4583993212bf962777db",
+    # Regions
+    "region serves": "20d0655573f246ae8994cba8c371faf5",
+    "region changed": "9b8070ccde75417fb1c8a3d0435c562e",
+    "region removed": "91c1f872e46844cda5c78688987126a0",
+    "can't serve region": "04228c2a976b4070897d41e78a3f84b0",
+    "region restored": "d3dbf8f814454d6b8e56c756886bd828",
+    "state of a region can't be used": "6741bdc771cb41ed83de18862e4dd47e",
+    "not everything of a region can be kept over a restart": "7152dc9e081b4f19ae5042cd80af789f",
+    "socket for no region": "04eb09e04fea4dc78728f40ef05d66d8",
+    "descriptors that nobody knows came back from the store": "133ca739385747b59afa3e8d9c830f99",
+    # Peers
+    "peer joined": "d90175567b05430994496d13851ea737",
+    "peer left": "66c21747e6384672a328a41ac293e6e3",
+    "connection refused": "4621e630d0ff48d994e027142a37cb43",
+    "connection ended while the daemon was away": "586e4d8c3def437c90d43e4ba4d84a15",
+    # The message bus
+    "no message bus": "5983f0c8170248e79eeb194c7c23fc6e",
+    "the message bus is gone; guests are served on, trying to reconnect": "f2e5455ba1f549f28485bf850c619318",
+    "on the message bus again": "b001a95a26004adba4c68d7721481e95",
+    "a D-Bus call failed for a reason that is ours": "1a041486e5a544459f5f7a5f6a5aa975",
+    # polkit
+    "polkit is not there; only root and the daemon's own user may change anything": "c23e5c1b6fde42ef841d93c51ebc9534",
+    "polkit can't tell; only root and the daemon's own user may change anything": "7ae94579a03844edbabf701deb78aa5e",
+    "polkit is there again": "b5a3d6d7167c41fc81216ece479b0fb2",
+    # The log itself
+    KEPT_BACK: "2319bbf252f045b1bc8705d616de3176",
+    LOST: "118c6225d971426e86dc8a6a80f5dadf",
+}
