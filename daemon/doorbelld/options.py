@@ -116,9 +116,21 @@ def choice(*allowed: str) -> Callable[[object], str]:
     return convert
 
 
-def option(convert: Callable[[Any], Any], **field: Any) -> Any:
-    """Declare a dataclass field as an option; its key is the field's name with ``-`` for ``_``."""
-    return dataclasses.field(metadata={"convert": convert}, **field)
+def option(convert: Callable[[Any], Any], *, frozen: str = "", **field: Any) -> Any:
+    """Declare a dataclass field as an option; its key is the field's name with ``-`` for ``_``.
+
+    *frozen* says why it can't change while what it describes is in use; empty if it can.
+    """
+    return dataclasses.field(metadata={"convert": convert, "frozen": frozen}, **field)
+
+
+def frozen_differences(old: Any, new: Any, prefix: str, cure: str) -> list[Problem]:
+    """Say what differs between two tables of the same kind and can't change live, with the reason."""
+    return [
+        Problem(f"{prefix}.{f.name.replace('_', '-')}", f"can't change live: {f.metadata['frozen']}", cure)
+        for f in dataclasses.fields(old)
+        if f.metadata.get("frozen") and getattr(old, f.name) != getattr(new, f.name)
+    ]
 
 
 def parse(table: type[T], raw: Mapping[str, object], prefix: str, **given: Any) -> T:

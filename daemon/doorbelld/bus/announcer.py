@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 
-from ..host.events import PeerAdded, PeerRemoved, RegionAdded, RegionEvent, RegionRemoved, Rung
+from ..host.events import PeerAdded, PeerRemoved, RegionAdded, RegionChanged, RegionEvent, RegionRemoved, Rung
 from . import paths
 from .library import Variant
 from .names import OBJECT_MANAGER, PEER, PROPERTIES, REGION, ROOT
@@ -87,6 +87,11 @@ class Announcer:
             case RegionRemoved():
                 self._counts.pop(region, None)
                 self._removed(region, REGION)
+            case RegionChanged():
+                if (view := self._tree.find(region)) is not None:
+                    properties = view.interface.properties.items()
+                    changed = {name: view.get(name) for name, declared in properties if declared.emits == "true"}
+                    self._router.signal(region, PROPERTIES, "PropertiesChanged", "sa{sv}as", [REGION, changed, []])
             case PeerAdded(peer=peer):
                 path = paths.peer(event.region.name, peer.id)
                 self._added(path)

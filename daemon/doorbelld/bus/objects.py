@@ -21,7 +21,8 @@ from ..fds import eventfd
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from ..host.host import Host
-from ..ivshmem.region import Peer, Region
+from ..ivshmem.peer import Peer
+from ..ivshmem.region import Region
 from ..ivshmem.spec import RegionSpec
 from ..options import parse
 from . import library, paths

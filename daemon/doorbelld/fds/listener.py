@@ -36,10 +36,12 @@ _CURES = {
 class Listener:
     """A listening UNIX stream socket that unlinks its path when closed, if the path is still its own."""
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
+    def __init__(self, sock: socket.socket, path: str, ours: bool = True) -> None:
         self.sock = sock
         self.path = path
-        self._inode = _inode(path)
+        self.ours = ours
+        """Whether the path is ours to remove; it is systemd's if that made the socket."""
+        self._inode = _inode(path) if ours else None
 
     @classmethod
     def open(cls, path: str, *, owner: str = "", group: str = "", mode: int = 0o660) -> Listener:
@@ -54,13 +56,12 @@ class Listener:
         try:
             return cls._open(path, owner, group, mode)
         except OSError as error:
-            cure = _CURES.get(error.errno or 0, "choose another socket path")
-            raise SocketUnavailable(f"{error.filename or path}: {error.strerror or error}; {cure}") from error
+            raise _unavailable(error, path) from error
 
     @classmethod
     def _open(cls, path: str, owner: str, group: str, mode: int) -> Listener:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        clear(path)
+        _clear(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             os.fchmod(sock.fileno(), 0)
@@ -79,9 +80,23 @@ class Listener:
             raise
 
     @classmethod
-    def adopt(cls, fd: Fd, path: str) -> Listener:
+    def adopt(cls, fd: Fd, path: str, ours: bool = True) -> Listener:
         """Take over a listening socket that was handed to us (restart, socket activation)."""
-        return cls(socket.socket(fileno=fd.steal()), path)
+        sock = socket.socket(fileno=fd.steal())
+        sock.setblocking(False)
+        return cls(sock, path, ours)
+
+    def give_to(self, owner: str, group: str, mode: int) -> None:
+        """Change who may connect.
+
+        Raises:
+            SocketUnavailable: no permission for that; nothing is changed then.
+        """
+        try:
+            os.chown(self.path, user_id(owner), group_id(group), follow_symlinks=False)
+            os.chmod(self.path, mode)
+        except OSError as error:
+            raise _unavailable(error, self.path) from error
 
     def steal(self) -> Fd:
         """Hand the socket on, and leave its path alone."""
@@ -128,12 +143,25 @@ def _inode(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _unavailable(error: OSError, path: str) -> SocketUnavailable:
+    cure = _CURES.get(error.errno or 0, "choose another socket path")
+    return SocketUnavailable(f"{error.filename or path}: {error.strerror or error}; {cure}")
+
+
 def clear(path: str) -> None:
     """Remove a stale socket at *path*.
 
     Raises:
         SocketInUse: a live server listens there, or it is no socket.
+        SocketUnavailable: it can't be looked at or removed.
     """
+    try:
+        _clear(path)
+    except OSError as error:
+        raise _unavailable(error, path) from error
+
+
+def _clear(path: str) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:

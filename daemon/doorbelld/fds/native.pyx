@@ -8,6 +8,13 @@ Theory of operation
 P peers x V vectors is P x V messages. `send_messages` hands them to the kernel by the hundred with sendmmsg(2).
 The socket is never allowed to block (MSG_DONTWAIT), whatever a peer does to its flags.
 
+*Sending, so that a crash leaves no doubt.* Between sendmmsg(2) and the next line of ours the process can be killed,
+and then nobody knows how many messages went out. But the kernel itself writes each message's ``msg_len`` as soon as
+that message is sent, inside the call, where no signal kills. So where a send slot is given, the array of message headers
+lies in it: in memory that others hold too and that outlives us (`ledger`). `count_sent` reads it afterwards. The slot's
+first word says how many messages went out in earlier calls of the same batch (upper half) and how many headers count
+(lower half); it is one store, so it is never half written. `drain` does the same with a counter that is taken.
+
 *Ringing.* An eventfd is shared with every peer that may ring it, and O_NONBLOCK belongs to the open file, not to
 the descriptor: any of them can clear the flag, fill the counter, and so make the next write(2) of ours block for
 ever (or drain it and make our read(2) block). Reading has an answer to that, preadv2(2) with RWF_NOWAIT; writing has
@@ -120,10 +127,14 @@ cdef extern from *:
         timer_settime(guard_timer, 0, &off, NULL);
     }
 
+    /* What was stored before is stored before what comes after: for memory that is read when we are dead. */
+    static void settle_memory(void) { __asm__ volatile("" ::: "memory"); }
+
     union rights { struct cmsghdr header; char space[CMSG_SPACE(sizeof(int))]; };
     """
     int guard_arm() nogil
     void guard_disarm() nogil
+    void settle_memory() nogil
     ctypedef struct rights "union rights":
         pass
 
@@ -131,14 +142,25 @@ cdef enum:
     RING_BATCH = 64  # eventfds in one poll(2)
     BATCH = 256  # messages in one sendmmsg(2); a UNIX stream socket takes about 278 before it is full
 
+cdef struct Slot:
+    uint64_t progress  # messages sent by earlier calls << 32 | headers that count
+    uint64_t key  # whose batch; the ledger's business, as is the next
+    uint64_t position
+    mmsghdr messages[BATCH]
 
-def send_messages(int sock, array.array values not None, array.array fds not None):
+
+SLOT_SIZE = sizeof(Slot)
+"""Bytes of a send slot."""
+
+
+def send_messages(int sock, array.array values not None, array.array fds not None, unsigned char[::1] slot=None):
     """Send ivshmem messages in order, without blocking, until all are sent or the socket takes no more.
 
     Args:
         sock: a connected UNIX stream socket.
         values: ``array('q')`` of message values.
         fds: ``array('i')`` of the same length; the descriptor that goes with each, or -1.
+        slot: `SLOT_SIZE` bytes of memory, aligned to 8, in which `count_sent` finds how far this came.
 
     Returns:
         ``(sent, error)``: how many went out whole, and 0 or the errno value that stopped the rest.
@@ -146,30 +168,57 @@ def send_messages(int sock, array.array values not None, array.array fds not Non
     cdef Py_ssize_t count = len(values)
     if values.typecode != "q" or fds.typecode != "i" or len(fds) != count:
         raise ValueError("values must be array('q') and fds array('i') of the same length")
+    if slot is not None and len(slot) != SLOT_SIZE:
+        raise ValueError(f"a send slot has {SLOT_SIZE} bytes")
     cdef Py_ssize_t sent = 0
     cdef int error = 0
     cdef int taken
-    # SAFETY: both arrays are kept alive by our references and are not resized while the GIL is released: their only
+    cdef Slot *record = <Slot *>&slot[0] if slot is not None else NULL
+    cdef Slot scratch
+    cdef volatile uint64_t *progress = &record.progress if record else &scratch.progress
+    cdef mmsghdr *messages = &record.messages[0] if record else &scratch.messages[0]
+    cdef unsigned int count_now
+    # SAFETY: the slot is as large as a Slot and kept alive by our reference. Both arrays are kept alive by our references and are not resized while the GIL is released: their only
     # user is the caller, which waits for us.
     with nogil:
         while sent < count and not error:
-            taken = _send_some(sock, <int64_t *>values.data.as_longlongs + sent, fds.data.as_ints + sent,
-                               <unsigned int>min(count - sent, BATCH), &error)
+            count_now = <unsigned int>min(count - sent, BATCH)
+            progress[0] = <uint64_t>sent << 32  # no header counts while they are made
+            settle_memory()
+            memset(messages, 0, count_now * sizeof(mmsghdr))
+            settle_memory()
+            progress[0] |= count_now
+            taken = _send_some(sock, messages, <int64_t *>values.data.as_longlongs + sent, fds.data.as_ints + sent,
+                               count_now, &error)
             sent += taken
     return sent, error
 
 
-cdef int _send_some(int sock, int64_t *values, int *fds, unsigned int count, int *error) noexcept nogil:
-    cdef mmsghdr messages[BATCH]
+def count_sent(const unsigned char[::1] slot not None):
+    """Tell how many messages of the batch that *slot* is of went out."""
+    if len(slot) != SLOT_SIZE:
+        raise ValueError(f"a send slot has {SLOT_SIZE} bytes")
+    # SAFETY: the slot is as large as a Slot; the number of headers is held against what fits.
+    cdef const Slot *record = <const Slot *>&slot[0]
+    cdef uint64_t sent = record.progress >> 32
+    cdef Py_ssize_t i
+    for i in range(<Py_ssize_t>min(record.progress & 0xffffffff, <uint64_t>BATCH)):
+        if record.messages[i].msg_len:
+            sent += 1
+    return sent
+
+
+cdef int _send_some(int sock, mmsghdr *messages, int64_t *values, int *fds, unsigned int count,
+                    int *error) noexcept nogil:
     cdef iovec vectors[BATCH]
     cdef rights controls[BATCH]
     cdef msghdr *message
     cdef cmsghdr *header
     cdef unsigned int i
     cdef int taken
-    # SAFETY: count <= BATCH (the caller's min), so every index below is inside these arrays; the kernel reads the
-    # values and writes only msg_len. The protocol is little-endian, as is every host that we build for.
-    memset(messages, 0, count * sizeof(mmsghdr))
+    # SAFETY: count <= BATCH (the caller's min), so every index below is inside these arrays, of which the caller gave
+    # messages, zeroed; the kernel reads the values and writes only msg_len. The protocol is little-endian, as is every
+    # host that we build for.
     for i in range(count):
         vectors[i].iov_base = &values[i]
         vectors[i].iov_len = sizeof(int64_t)
@@ -249,19 +298,23 @@ def ring_one(int fd):
     return error
 
 
-def drain(int fd):
+def drain(int fd, unsigned char[::1] slot=None):
     """Take the counter of the eventfd *fd*: how often it was rung since the last time.
+
+    With *slot*, 8 bytes aligned to 8, the kernel puts what it took there, in the same moment as it takes it.
 
     Returns:
         ``(count, error)``: 0 where there was nothing to take.
     """
     cdef uint64_t count = 0
     cdef iovec vector
-    vector.iov_base = &count
+    if slot is not None and len(slot) != sizeof(count):
+        raise ValueError("a counter has 8 bytes")
+    vector.iov_base = &slot[0] if slot is not None else <unsigned char *>&count
     vector.iov_len = sizeof(count)
-    # SAFETY: count is as large as what an eventfd writes there.
+    # SAFETY: the slot and count are as large as what an eventfd writes there.
     if preadv2(fd, &vector, 1, -1, RWF_NOWAIT) == sizeof(count):
-        return count, 0
+        return (<uint64_t *>vector.iov_base)[0], 0
     return 0, _forgive(fd)
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung
+from ..ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, RegionChanged, RegionEvent, Rung, Unkept
 
 
 @dataclass(frozen=True, slots=True)
 class RegionAdded(RegionEvent):
-    """*region* serves now."""
+    """*region* serves now; again, if it was *revived* after a restart."""
+
+    revived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +21,14 @@ class RegionRemoved(RegionEvent):
     """*region* is gone."""
 
 
-__all__ = ["PeerAdded", "PeerRefused", "PeerRemoved", "RegionAdded", "RegionEvent", "RegionRemoved", "Rung"]
+__all__ = [
+    "PeerAdded",
+    "PeerRefused",
+    "PeerRemoved",
+    "RegionAdded",
+    "RegionChanged",
+    "RegionEvent",
+    "RegionRemoved",
+    "Rung",
+    "Unkept",
+]

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The model: every region there is.
 
+Where there is a keeper, each region is kept under a number of its own: what it keeps is called ``r<number>.<part>``.
+`revive` makes the regions anew from what came back.
+
 `Host` is handed to whoever needs it; there is no global state. It changes only through its methods and through what
 peers do, and tells each change to its listeners, in order, at once. A listener must not raise and must not block.
 """
@@ -11,23 +14,77 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MemoryUnavailable, NoSuchRegion, RegionExists, SocketUnavailable
+from ..errors import DoorbellError, MemoryUnavailable, NoSuchRegion, RegionExists, StateMismatch
 from ..fds import limits, listener
+from ..fds.keeper import Keeper, Kept
+from ..fds.ledger import Ledger
+from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..ivshmem import memory
+from ..ivshmem.record import NewerState
 from ..ivshmem.region import Region
+from ..ivshmem.revival import read_state, revive, spec_of
 from ..ivshmem.spec import RegionSpec
-from .events import RegionAdded, RegionEvent, RegionRemoved
+from .events import RegionAdded, RegionChanged, RegionEvent, RegionRemoved
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A region that was kept and can't be made anew."""
+
+    name: str
+    reason: str
+
+
+class _Remains:
+    """What of one region came back."""
+
+    def __init__(self, prefix: str, kept: Kept) -> None:
+        self.prefix = prefix
+        self.kept = kept
+        self.names = list(kept)
+        self.name = prefix.rstrip(".")
+        self.state: dict[str, Any] = {}
+        self.ledger: Ledger | None = None
+        self.trouble = ""
+
+    def read(self) -> None:
+        """Read the state; `trouble` says if that did not work."""
+        if (fd := self.kept.take("state")) is None:
+            self.trouble = "its state is missing"
+            return
+        try:
+            self.ledger, self.state = read_state(fd)
+            self.name = self.state["name"]
+        except NewerState:
+            raise
+        except StateMismatch as error:
+            self.trouble = str(error)
+
+    def close(self) -> None:
+        self.kept.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
 
 class Host:
-    """All regions of a daemon whose default sockets live below *runtime_directory*."""
+    """All regions of a daemon whose default sockets live below *runtime_directory*; *keeper*, if any, keeps them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, runtime_directory: str, descriptor_limit: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        runtime_directory: str,
+        descriptor_limit: int,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.regions: dict[str, Region] = {}
+        self.keeper = keeper
+        self._number = 0
         self.runtime_directory = runtime_directory
         self.descriptor_limit = descriptor_limit
         self._loop = loop
@@ -54,8 +111,8 @@ class Host:
             raise NoSuchRegion(f'no region "{name}"; there is: {there}')
         return region
 
-    async def create_region(self, spec: RegionSpec) -> Region:
-        """Make a region and serve it.
+    async def create_region(self, spec: RegionSpec, configured: bool = False, socket_given: Fd | None = None) -> Region:
+        """Make a region and serve it, on *socket_given* if somebody else made its listening socket.
 
         Memory is made in a thread, since allocating gigabytes of a file or of huge pages takes its time.
 
@@ -68,12 +125,22 @@ class Host:
         self._coming.add(spec.name)
         try:
             self._check_backing(spec)
-            _clear(spec.socket)  # before the memory: a path in use costs nothing then
+            if socket_given is None:
+                listener.clear(spec.socket)  # before the memory: a path in use costs nothing then
             file = spec.backing.path
             born = bool(file) and not os.path.lexists(file)
             shared = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name)
             try:
-                region = Region.open(spec, self._loop, self._emit, self._spare, shared)
+                region = Region.open(
+                    spec,
+                    self._loop,
+                    self._emit,
+                    self._spare,
+                    shared,
+                    keeping=self._keeping(),
+                    socket_given=socket_given,
+                    configured=configured,
+                )
             except BaseException:
                 if born:
                     os.unlink(file)
@@ -83,6 +150,80 @@ class Host:
         self.regions[spec.name] = region
         self._emit(RegionAdded(region))
         return region
+
+    def _keeping(self) -> tuple[Keeper, str] | None:
+        if self.keeper is None:
+            return None
+        self._number += 1
+        return self.keeper, f"r{self._number}."
+
+    def revive(self, kept: Kept, configured: Mapping[str, RegionSpec], sockets: Kept) -> list[Unusable]:
+        """Make the regions anew that are in *kept*, with the listening sockets that others gave us for them.
+
+        What can't be made anew is let go of, and returned. What is in *kept* and of no region stays there.
+
+        Raises:
+            NewerState: a newer version wrote it; nothing was touched.
+        """
+        numbers = sorted({int(match[1]) for name in kept if (match := re.match(r"r(\d{1,9})\.", name))})
+        self._number = max([self._number, *numbers])
+        found = [_Remains(f"r{number}.", kept.below(f"r{number}.")) for number in numbers]
+        for remains in found:
+            remains.read()
+        for remains in found:
+            self._revive_one(remains, configured, sockets)
+        return [Unusable(remains.name, remains.trouble) for remains in found if remains.trouble]
+
+    def _revive_one(self, remains: _Remains, configured: Mapping[str, RegionSpec], sockets: Kept) -> None:
+        assert self.keeper is not None
+        try:
+            if remains.ledger is None:
+                raise StateMismatch(remains.trouble)
+            if remains.name in self.regions:
+                raise StateMismatch("another region of that name is there")
+            spec = self.with_defaults(spec_of(remains.state, configured))
+            region = revive(
+                spec,
+                remains.state,
+                remains.ledger,
+                remains.kept,
+                (self.keeper, remains.prefix),
+                self._loop,
+                self._emit,
+                self._spare,
+                sockets.take(remains.name),
+            )
+        except (DoorbellError, OSError) as error:
+            remains.trouble = str(error)
+            remains.close()
+            for name in remains.names:
+                self.keeper.drop(remains.prefix + name)
+            return
+        self.regions[remains.name] = region
+        self._emit(RegionAdded(region, revived=True))
+
+    def keep(self, keeper: Keeper) -> bool:
+        """Leave a record of all regions with *keeper*; False if there is no room."""
+        self.keeper = keeper
+        return all(
+            region.keep(*keeping) for region in self.regions.values() if (keeping := self._keeping()) is not None
+        )
+
+    def unkeep(self) -> None:
+        """Take the record of all regions back, and leave none any more."""
+        self.keeper = None
+        for region in self.regions.values():
+            region.unkeep()
+
+    def change_region(self, spec: RegionSpec, configured: bool) -> None:
+        """Have a region go by another spec, which differs in nothing that is frozen.
+
+        Raises:
+            NoSuchRegion, SocketUnavailable: nothing is changed then.
+        """
+        region = self.region(spec.name)
+        region.change(spec, configured)
+        self._emit(RegionChanged(region))
 
     def _check_backing(self, spec: RegionSpec) -> None:
         for other in self.regions.values():
@@ -109,10 +250,19 @@ class Host:
         self._emit(RegionRemoved(region))
 
     def close(self) -> None:
-        """Let go of everything; the daemon stops."""
+        """Let go of everything; the daemon stops. What is kept stays kept: this may be a restart."""
         for name in list(self.regions):
-            self.regions.pop(name).close("the daemon stops")
+            region = self.regions.pop(name)
+            if region.kept:
+                region.let_go()
+            else:
+                region.close("the daemon stops")
         self._spare.close()
+
+    @property
+    def stuck(self) -> list[str]:
+        """Name the regions that have made no progress since the last time that this was asked, though they should."""
+        return [name for name, region in self.regions.items() if region.stuck]
 
     def descriptors_in_use(self) -> int:
         """Count our open descriptors; when there is none left to count with, all are."""
@@ -128,14 +278,6 @@ class Host:
             "regions": {name: _describe(region) for name, region in sorted(self.regions.items())},
             "devices": {},
         }
-
-
-def _clear(socket: str) -> None:
-    try:
-        listener.clear(socket)
-    except OSError as error:
-        cure = "give the daemon's user access to its directory, or choose another socket path"
-        raise SocketUnavailable(f"{socket}: {error.strerror}; {cure}") from error
 
 
 def _describe(region: Region) -> dict[str, Any]:

@@ -37,7 +37,6 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from ..fds import native
 from .outbox import Outbox
 
 BATCH = 256
@@ -71,7 +70,12 @@ R = TypeVar("R", bound=Recipient)
 
 
 class Courier(Generic[R]):
-    """Delivers to any number of recipients; calls *failed* with one and the reason when it is to be given up."""
+    """Delivers to any number of recipients.
+
+    ``post(recipient, values, fds)`` sends what an outbox proposed and notes in it what went out; it gives how many
+    messages that were, and 0 or the errno value that stopped the rest. *failed* is called with a recipient that is to
+    be given up, and the reason.
+    """
 
     def __init__(
         self,
@@ -79,10 +83,14 @@ class Courier(Generic[R]):
         failed: Callable[[R, str], None],
         stall_timeout: float,
         everybody: Callable[[], Iterable[R]],
+        post: Callable[[R, array.array[int], array.array[int]], tuple[int, int]],
     ) -> None:
         self._loop = loop
+        self._post = post
         self._failed = failed
-        self._stall_timeout = stall_timeout
+        self.stall_timeout = stall_timeout
+        self.turns = 0
+        """Turns taken so far: grows while anybody is READY."""
         self._ready: deque[R] = deque()
         self._waiting: set[R] = set()
         self._everybody = everybody
@@ -100,6 +108,11 @@ class Courier(Generic[R]):
                 recipient.state = State.READY
                 self._ready.append(recipient)
         self._arrange_turn()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for a turn."""
+        return bool(self._ready)
 
     def _arrange_turn(self) -> None:
         if self._ready and self._turn is None:
@@ -125,6 +138,7 @@ class Courier(Generic[R]):
     def _run(self) -> None:
         os.sched_yield()
         deadline = self._loop.time() + TURN_SECONDS
+        self.turns += 1
         self._turn = None
         while self._ready:
             self._deliver(self._ready.popleft())
@@ -137,9 +151,8 @@ class Courier(Generic[R]):
         if not values:
             recipient.state = State.IDLE
             return
-        sent, error = native.send_messages(recipient.sock_fd, values, fds)
+        sent, error = self._post(recipient, values, fds)
         if sent:
-            recipient.outbox.sent(sent)
             recipient.progress = self._loop.time()
         if not error:
             if len(values) < BATCH:  # that was all there is
@@ -162,8 +175,8 @@ class Courier(Generic[R]):
 
     def _watch(self, recipient: R) -> None:
         self._waiting.add(recipient)
-        if self._patrol is None and self._stall_timeout:
-            self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
+        if self._patrol is None and self.stall_timeout:
+            self._patrol = self._loop.call_later(self.stall_timeout / 8, self._look_for_stalled)
 
     def _resume(self, recipient: R) -> None:
         if recipient in self._waiting:
@@ -188,19 +201,19 @@ class Courier(Generic[R]):
             if unread < recipient.unread or not unread:
                 recipient.progress = now
             recipient.unread = unread
-            if now - recipient.progress >= self._stall_timeout:
+            if now - recipient.progress >= self.stall_timeout:
                 backlog = recipient.outbox.backlog
                 self._failed(
                     recipient,
-                    f"it took nothing for {self._stall_timeout:g} s while {backlog} messages waited (stall-timeout)",
+                    f"it took nothing for {self.stall_timeout:g} s while {backlog} messages waited (stall-timeout)",
                 )
-        throttled = now - self._throttled_at < self._stall_timeout / 4
+        throttled = now - self._throttled_at < self.stall_timeout / 4
         if throttled:
             self._look_for_idle(now)
         else:
             self._suspects.clear()
         if self._waiting or throttled:
-            self._patrol = self._loop.call_later(self._stall_timeout / 8, self._look_for_stalled)
+            self._patrol = self._loop.call_later(self.stall_timeout / 8, self._look_for_stalled)
 
     def _look_for_idle(self, now: float) -> None:
         """While somebody is throttled, look at those who are owed nothing but have not read what they were sent."""
@@ -208,11 +221,11 @@ class Courier(Generic[R]):
             unread = unread_bytes(recipient.sock_fd)
             since, before = self._suspects.get(recipient, (now, unread))
             self._suspects[recipient] = (since if 0 < unread >= before else now, unread)
-            if unread and now - self._suspects[recipient][0] >= self._stall_timeout:
+            if unread and now - self._suspects[recipient][0] >= self.stall_timeout:
                 del self._suspects[recipient]
                 self._failed(
                     recipient,
-                    f"it read nothing for {self._stall_timeout:g} s, and with what is in flight to it, others can't be "
+                    f"it read nothing for {self.stall_timeout:g} s, and with what is in flight to it, others can't be "
                     "told (stall-timeout)",
                 )
 

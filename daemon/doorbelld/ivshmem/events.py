@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .region import Peer, Region
+    from .peer import Peer
+    from .region import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +47,15 @@ class Rung(RegionEvent):
 
     vector: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unkept(RegionEvent):
+    """A peer, or the region, would not survive a restart of the daemon, for *reason*."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionChanged(RegionEvent):
+    """*region* goes by another spec now."""

@@ -19,14 +19,24 @@ QUIET_SECONDS = 0.001
 
 
 class HostPeer:
-    """Reads the doorbells of *member* and calls ``rung(vector, count)`` for each that was rung."""
+    """Reads the doorbells of *member* and calls ``rung(vector, count)`` for each that was rung.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, member: Member, rung: Callable[[int, int], None]) -> None:
+    ``slot(vector)`` gives the memory that the kernel puts the count into, if it is to outlive us (`record`).
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        member: Member,
+        rung: Callable[[int, int], None],
+        slot: Callable[[int], memoryview | None],
+    ) -> None:
         self.member = member
         self.totals = [0] * len(member.eventfds)
         """Rings taken so far, by vector."""
         self._loop = loop
         self._rung = rung
+        self._slot = slot
         self._pause: asyncio.TimerHandle | None = None
         self._listen()
 
@@ -37,6 +47,11 @@ class HostPeer:
             self._pause = None
         else:
             self._deafen()
+
+    def took(self, vector: int, count: int) -> None:
+        """Add *count* rings to *vector*'s total and tell of them."""
+        self.totals[vector] += count
+        self._rung(vector, count)
 
     def _listen(self) -> None:
         self._pause = None
@@ -51,9 +66,8 @@ class HostPeer:
         if self._pause is not None:  # a second doorbell of the same loop turn: the first has swept it
             return
         for vector, fd in enumerate(self.member.eventfds):
-            count, _ = native.drain(fd)
+            count, _ = native.drain(fd, self._slot(vector))
             if count:
-                self.totals[vector] += count
-                self._rung(vector, count)
+                self.took(vector, count)
         self._deafen()
         self._pause = self._loop.call_later(QUIET_SECONDS, self._listen)

@@ -28,7 +28,7 @@ class IdPool:
     def take(self) -> int | None:
         """Give the lowest free ID, or None if all are used, held or reserved."""
         while self._free:
-            if (peer_id := heapq.heappop(self._free)) not in self._used:
+            if (peer_id := heapq.heappop(self._free)) not in self._used and peer_id not in self._reserved:
                 self._used.add(peer_id)
                 return peer_id
         while self._next <= ID_MAX:
@@ -47,6 +47,12 @@ class IdPool:
             return False
         self._used.add(peer_id)
         return True
+
+    def reserve(self, reserved: Iterable[int]) -> None:
+        """Keep other IDs than before for who asks by name; who has one of them now keeps it while here."""
+        before, self._reserved = self._reserved, frozenset(reserved)
+        for peer_id in before - self._reserved:
+            self._rest(peer_id)
 
     def restore(self, peer_id: int) -> None:
         """Mark an ID as used that was given before a restart."""

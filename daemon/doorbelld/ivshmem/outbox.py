@@ -143,7 +143,7 @@ class Outbox:
 
     def leave(self, member: Member) -> bool:
         """Learn that *member* is about to be taken from the roster; tell whether this peer is owed its leave."""
-        if member is self._own or (self._visible is not None and not self._visible(member)):
+        if member is self._own or self.blind_to(member):
             return False
         if member.seq > self._cursor or (member.seq == self._cursor and not self._offset):
             return False
@@ -151,6 +151,15 @@ class Outbox:
             self._cursor, self._offset = member.seq + 1, 0
         self._leaves.append(member.id)
         return True
+
+    def blind_to(self, member: Member) -> bool:
+        """Tell whether this peer is never told of *member*."""
+        return self._visible is not None and member is not self._own and not self._visible(member)
+
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """How far this peer is: messages of the preamble, cursor, offset, leaves owed."""
+        return self._preamble, self._cursor, self._offset, len(self._leaves)
 
     def abandon(self) -> None:
         """Give up what is owed: the peer itself is gone."""

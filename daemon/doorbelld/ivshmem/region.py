@@ -11,6 +11,9 @@ is still to be told. A peer never speaks; its first byte, or the end of its stre
 
 What happens is told by events, through *emit*. Nothing here logs, and nothing here knows D-Bus.
 
+Where there is a keeper, the region leaves a record (`record`) with it, from which `revival` puts it together again in
+another process: nothing but the process has changed then.
+
 Invariants
 ----------
 1. Each connected peer is in ``peers``, in ``roster`` and has its socket watched; or in none of them.
@@ -22,65 +25,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import mmap
 import os
 import select
 import socket
 import time
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from ..errors import AccessDenied, DoorbellError, LimitExceeded, NoSuchPeer, NoSuchVector, StateMismatch
+from ..errors import AccessDenied, DoorbellError, LimitExceeded, NoSuchPeer, NoSuchVector
 from ..fds import eventfd, native
+from ..fds.keeper import Keeper
+from ..fds.ledger import Ledger
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
+from ..fds.vault import Vault
 from ..wire.ivshmem import REFUSAL, encode
 from . import memory
-from .courier import Courier, Recipient
-from .events import PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung
+from .courier import Courier
+from .door import Door
+from .events import PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
 from .hostpeer import HostPeer
 from .ids import IdPool
 from .outbox import Outbox
+from .peer import Arrival, Peer
+from .record import STATE_VERSION, Record
 from .roster import Member, Roster
 from .rules import PeerRule, first_match
 from .spec import RegionSpec
 
-STATE_VERSION = 1
-_ACCEPT_BURST = 16
-_ACCEPT_PAUSE = 0.25
 _CLOSED = "it closed its connection"
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-
-
-class Peer(Recipient):
-    """A connected peer. Its region owns the socket and, in ``member``, the eventfds."""
-
-    def __init__(self, member: Member, sock: socket.socket, who: Credentials, since: int, outbox: Outbox) -> None:
-        super().__init__(sock.fileno(), outbox)
-        self.member = member
-        self.sock = sock
-        self.who = who
-        self.since = since
-        """When it connected: microseconds of CLOCK_REALTIME."""
-
-    @property
-    def id(self) -> int:
-        """Its ID in the region."""
-        return self.member.id
-
-    @property
-    def vectors(self) -> int:
-        """How many doorbells it has."""
-        return len(self.member.eventfds)
-
-    @property
-    def backlog(self) -> int:
-        """Messages that it has not taken yet."""
-        return self.outbox.backlog
 
 
 class Region:
@@ -95,9 +72,12 @@ class Region:
         *,
         shared: Fd,
         listener: Listener,
+        configured: bool = False,
     ) -> None:
         """Take over *shared* memory and *listener*; `open` makes both."""
         self.spec = spec
+        self.configured = configured
+        """Whether the configuration asked for it, rather than a call."""
         self.peers: dict[int, Peer] = {}
         self.roster = Roster()
         self.host: HostPeer | None = None
@@ -108,9 +88,20 @@ class Region:
         self._spare = spare
         self._ids = IdPool(spec.first_id, _reserved(spec))
         self._courier: Courier[Peer] = Courier(
-            loop, self._remove, spec.stall_timeout, lambda: list(self.peers.values())
+            loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
         )
-        self._accept_pause: asyncio.TimerHandle | None = None
+        self._door = Door(
+            loop,
+            listener.sock,
+            spare,
+            arrived=self._arrive,
+            refuse=self._refuse,
+            prepared=self._prepare,
+            rested=self._unprepare,
+        )
+        self._turns_seen = -1
+        self._record: Record | None = None
+        self._berth: tuple[FdSet, Vault] | None = None
 
     @classmethod
     def open(
@@ -120,8 +111,15 @@ class Region:
         emit: Callable[[RegionEvent], None],
         spare: Spare,
         shared: Fd | None = None,
+        *,
+        keeping: tuple[Keeper, str] | None = None,
+        socket_given: Fd | None = None,
+        configured: bool = False,
     ) -> Region:
         """Make the memory (or take over *shared*) and the socket that *spec* asks for, and serve.
+
+        *keeping* is a keeper, and what goes before the names that it gets. *socket_given* is a listening socket that
+        somebody else owns, to be used instead of one of our own; it is taken over.
 
         Raises:
             MemoryUnavailable, SocketInUse, SocketUnavailable, LimitExceeded: nothing is left behind then.
@@ -129,16 +127,21 @@ class Region:
         with contextlib.ExitStack() as undo:
             if shared is not None:
                 undo.enter_context(shared)
-            listener = Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
+            if socket_given is not None:
+                listener = Listener.adopt(socket_given, spec.socket, ours=False)
+            else:
+                listener = Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
             undo.callback(listener.close)
             if shared is None:
                 shared = undo.enter_context(memory.create(spec.backing, spec.size, spec.name))
             eventfds = _doorbells(spec.vectors) if spec.host_peer else None
             undo.pop_all()
-        region = cls(spec, loop, emit, spare, shared=shared, listener=listener)
+        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, configured=configured)
         if eventfds is not None:
             region._enter_host(Member(spec.host_peer_id, eventfds))
-        region._serve()
+        if keeping is not None:
+            region.keep(*keeping)
+        region.serve()
         return region
 
     @property
@@ -148,15 +151,53 @@ class Region:
 
     def close(self, reason: str = "the region is removed") -> None:
         """Disconnect everybody, remove the socket, let go of the memory."""
-        self._pause_accepting()
+        self._door.shut()
         self._listener.close()
         for peer in list(self.peers.values()):
-            self._remove(peer, reason)
+            self.remove(peer, reason)
+        self.unkeep()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close what we have and tell nobody, as the end of the process would; what is kept stays kept."""
+        self._door.shut()
+        self._listener.steal().close()
         self._courier.close()
+        for peer in self.peers.values():
+            self._loop.remove_reader(peer.sock.fileno())
+            peer.sock.close()
+            peer.member.eventfds.close()
         if self.host is not None:
             self.host.close()
             self.host.member.eventfds.close()
+        if self._record is not None:
+            self._record.close()
         self.memory.close()
+
+    def change(self, spec: RegionSpec, configured: bool) -> None:
+        """Go over to *spec*, which differs in nothing that is frozen; rules hold for who comes from now on.
+
+        Raises:
+            SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
+        """
+        if (spec.owner, spec.group, spec.mode) != (self.spec.owner, self.spec.group, self.spec.mode):
+            self._listener.give_to(spec.owner, spec.group, spec.mode)
+        self.spec, self.configured = spec, configured
+        self._courier.stall_timeout = spec.stall_timeout
+        self._ids.reserve(_reserved(spec))
+        if self._record is not None:
+            self._record.renew()
+
+    @property
+    def kept(self) -> bool:
+        """Whether it would survive our end."""
+        return self._record is not None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether peers wait to be told something since the last time that this was asked, and nobody's turn came."""
+        before, self._turns_seen = self._turns_seen, self._courier.turns
+        return self._courier.busy and before == self._courier.turns
 
     # Ringing
 
@@ -233,7 +274,7 @@ class Region:
         except OSError as error:
             raise LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise LimitNOFILE=") from error
         try:
-            self._admit(ours, who)
+            self._admit(ours, who, None)
         except BaseException:
             ours.close()
             theirs.close()
@@ -249,66 +290,60 @@ class Region:
         """
         if (peer := self.peers.get(peer_id)) is None:
             raise NoSuchPeer(f'region "{self.name}" has no connected peer {peer_id}; {self._who_is_there()}')
-        self._remove(peer, reason)
+        self.remove(peer, reason)
 
-    def _serve(self) -> None:
-        self._accept_pause = None
-        self._loop.add_reader(self._listener.sock.fileno(), self._accept)
-
-    def _pause_accepting(self) -> None:
-        if self._accept_pause is not None:
-            self._accept_pause.cancel()
-        elif self._listener.sock.fileno() >= 0:
-            self._loop.remove_reader(self._listener.sock.fileno())
-        self._accept_pause = None
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPT_BURST):
-            try:
-                sock, _ = self._listener.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    try:
-                        if self._turn_away(error):
-                            continue
-                    except BlockingIOError:  # accept(2) wants a descriptor before it looks whether anybody waits
-                        return
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                self._refuse(f"accept: {error.strerror}")
-                self._pause_accepting()
-                self._accept_pause = self._loop.call_later(_ACCEPT_PAUSE, self._serve)
-                return
-            try:
-                who = identify(sock)
-            except OSError as error:  # it is gone already
-                sock.close()
-                self._refuse(f"it went away while being greeted: {error.strerror}")
-                continue
-            try:
-                self._admit(sock, who)
-            except DoorbellError as error:
-                self._refuse(str(error), sock, who.program.startswith("qemu"))
-
-    def _turn_away(self, cause: OSError) -> bool:
-        """Accept and close one connection for which there is no descriptor; False if not even that worked.
-
-        Raises:
-            BlockingIOError: nobody waits.
-        """
-        with self._spare.lent():
-            try:
-                sock, _ = self._listener.sock.accept()
-            except BlockingIOError:
-                raise
-            except OSError:
-                return False
-            self._refuse(
-                f"no descriptor left ({cause.strerror}); raise LimitNOFILE= or the hard limit", sock, in_words=True
-            )
+    def _prepare(self, again: Callable[[], None]) -> bool:
+        """Make ready what a connection needs before it is accepted, so that it is kept the very next moment."""
+        if self._record is None:
+            return True
+        if not self._record.ready(again):
+            return False
+        if self._berth is None:
+            with contextlib.suppress(OSError, LimitExceeded):  # if so, `_admit` says it
+                eventfds = _doorbells(self.spec.vectors)
+                self._berth = eventfds, Vault()
         return True
+
+    def _unprepare(self) -> None:
+        if self._berth is not None:
+            for part in self._berth:
+                part.close()
+            self._berth = None
+
+    def _arrive(self, sock: socket.socket) -> None:
+        """Take a new connection."""
+        arrival = None
+        if self._berth is not None:
+            (eventfds, vault), self._berth = self._berth, None
+            arrival = Arrival(self.roster.number(), eventfds)
+            self._stow(arrival, sock, vault)
+        self.receive(sock, arrival)
+
+    def receive(self, sock: socket.socket, arrival: Arrival | None) -> None:
+        """Find out who connected, and admit them or not."""
+        try:
+            who = identify(sock)
+        except OSError as error:  # it is gone already
+            self._drop(arrival)
+            sock.close()
+            self._refuse(f"it went away while being greeted: {error.strerror}")
+            return
+        try:
+            self._admit(sock, who, arrival)
+        except DoorbellError as error:
+            self._drop(arrival)
+            self._refuse(str(error), sock, who.program.startswith("qemu"))
+
+    def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> None:
+        assert self._record is not None
+        if not self._record.stow(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault):
+            self._emit(Unkept(self, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)"))
+
+    def _drop(self, arrival: Arrival | None) -> None:
+        if arrival is not None:
+            arrival.eventfds.close()
+            if self._record is not None:
+                self._record.drop(str(arrival.seq))
 
     def _refuse(self, reason: str, sock: socket.socket | None = None, in_words: bool = False) -> None:
         """Tell of a refusal, and close the connection if there is one.
@@ -320,10 +355,10 @@ class Region:
             with contextlib.suppress(OSError):
                 if in_words:
                     sock.send(encode(REFUSAL), socket.MSG_DONTWAIT)
-            sock.close()
+            _end(sock)
         self._emit(PeerRefused(self, reason))
 
-    def _admit(self, sock: socket.socket, who: Credentials) -> Peer:
+    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival | None) -> Peer:
         """Make a peer of a connection; on an error the socket is still the caller's."""
         if len(self.peers) >= self.spec.max_peers and not self._bury_the_dead():
             raise LimitExceeded(f'region "{self.name}" has its {self.spec.max_peers} peers; raise max-peers')
@@ -335,13 +370,19 @@ class Region:
                 f"unit {who.unit or 'unknown'}; add a [[region.{self.name}.peer]]"
             )
         sock.setblocking(False)
-        eventfds = _doorbells(self.spec.vectors)
-        try:
-            member = Member(self._choose_id(rule), eventfds)
-        except BaseException:
-            eventfds.close()
-            raise
+        peer_id = self._choose_id(rule)
+        if arrival is None:
+            try:
+                arrival = Arrival(self.roster.number(), _doorbells(self.spec.vectors))
+            except LimitExceeded:
+                self._ids.give_back(peer_id)
+                raise
+            if self._record is not None:
+                self._stow(arrival, sock)
+        member = Member(peer_id, arrival.eventfds, arrival.seq)
         peer = self._enter(member, sock, who, rule, time.time_ns() // 1000)
+        if self._record is not None:
+            self._record.joined(peer.entry)
         self._courier.wake(self.peers.values())
         self._emit(PeerAdded(self, peer))
         return peer
@@ -349,7 +390,7 @@ class Region:
     def _bury_the_dead(self) -> bool:
         """Remove who hung up but was not heard yet; tell whether that made room."""
         for peer in [peer for peer in self.peers.values() if _hung_up(peer.sock)]:
-            self._remove(peer, _CLOSED)
+            self.remove(peer, _CLOSED)
         return len(self.peers) < self.spec.max_peers
 
     def _choose_id(self, rule: PeerRule | None) -> int:
@@ -359,7 +400,7 @@ class Region:
             return peer_id
         holder = self.peers.get(rule.id)
         if holder is not None and _hung_up(holder.sock):  # a rebooted VM may be back before we read its farewell
-            self._remove(holder, _CLOSED)
+            self.remove(holder, _CLOSED)
         if not self._ids.take_reserved(rule.id):
             by = f"pid {holder.who.pid}" if holder is not None else "another member"
             raise LimitExceeded(f'ID {rule.id} of region "{self.name}" is in use by {by}; disconnect that one first')
@@ -367,8 +408,8 @@ class Region:
 
     def _enter(self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int) -> Peer:
         outbox = Outbox(self.roster, member, self.memory.fileno(), self._visibility(rule), self._ids.release)
-        peer = Peer(member, sock, who, since, outbox)
         self.roster.add(member)
+        peer = Peer(member, sock, who, rule, since, outbox)
         self.peers[member.id] = peer
         self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
@@ -376,7 +417,25 @@ class Region:
     def _enter_host(self, member: Member) -> None:
         self._ids.take_reserved(member.id)
         self.roster.add(member)
-        self.host = HostPeer(self._loop, member, lambda vector, count: self._emit(Rung(self, vector, count)))
+        self.host = HostPeer(
+            self._loop, member, self._rung, lambda v: self._record.begin_draining(v) if self._record else None
+        )
+
+    def _rung(self, vector: int, count: int) -> None:
+        if self._record is not None:
+            self._record.rung(vector, count)
+        self._emit(Rung(self, vector, count))
+
+    def _post(self, peer: Peer, values: array[int], fds: array[int]) -> tuple[int, int]:
+        """Send a batch to *peer*, and note how much of it went out."""
+        record, seq = self._record, peer.member.seq
+        slot = record.begin_sending(seq) if record is not None else None
+        sent, error = native.send_messages(peer.sock_fd, values, fds, slot)
+        if sent:
+            peer.outbox.sent(sent)
+            if record is not None:
+                record.told(seq, peer.outbox)
+        return sent, error
 
     def _visibility(self, rule: PeerRule | None) -> Callable[[Member], bool] | None:
         if rule is None or rule.allows_all:
@@ -396,104 +455,115 @@ class Region:
         except ConnectionResetError:  # it closed with something of ours unread
             data = b""
         except OSError as error:
-            self._remove(peer, f"its connection broke: {error.strerror}")
+            self.remove(peer, f"its connection broke: {error.strerror}")
             return
         if data:
-            self._remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
+            self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
         else:
-            self._remove(peer, _CLOSED)
+            self.remove(peer, _CLOSED)
 
-    def _remove(self, peer: Peer, reason: str) -> None:
+    def remove(self, peer: Peer, reason: str) -> None:
+        """End a peer's connection, if it has not ended, and tell the others that it left."""
         self._courier.forget(peer)
         self._loop.remove_reader(peer.sock.fileno())
         peer.outbox.abandon()
+        blind = []
         for other in self.peers.values():
             if other is not peer and other.outbox.leave(peer.member):
                 self._ids.hold(peer.id)
+            elif other.outbox.blind_to(peer.member):
+                blind.append(other.member.seq)
         self.roster.remove(peer.member)
         del self.peers[peer.id]
         self._ids.give_back(peer.id)
-        peer.sock.close()
+        if self._record is not None:
+            self._record.left(peer.member.seq, blind, len(self.peers))
+            self._record.drop(str(peer.member.seq))
+        _end(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         peer.member.eventfds.close()
 
-    # Restart: everything that holds descriptors can be taken apart and put together again
+    # Restart: everything that holds descriptors can be kept, and put together again from what was kept
 
-    def export(self) -> tuple[dict[str, Any], dict[str, Fd]]:
-        """Describe the region for `restore`, with its descriptors (duplicates, owned by the caller) by name."""
-        fds = {"memory": self.memory.dup(), "listener": Fd(os.dup(self._listener.sock.fileno()))}
-        for member in self.roster.ordered:
-            for vector, fd in enumerate(member.eventfds):
-                fds[f"vector.{member.id}.{vector}"] = Fd(os.dup(fd))
+    def keep(self, keeper: Keeper, prefix: str) -> bool:
+        """Leave a record with *keeper*, all names in which begin with *prefix*; tell whether there was room."""
+        host = self.host.member.eventfds if self.host is not None else None
+        parts = {"memory": self.memory.fileno()}
+        if self._listener.ours:
+            parts["listener"] = self._listener.sock.fileno()
+        try:
+            self._record = Record.begin(keeper, prefix, self.name, self.export, parts, host)
+        except OSError:
+            self._record = None
+        if self._record is None:
+            self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
+            return False
         for peer in self.peers.values():
-            fds[f"peer.{peer.id}"] = Fd(os.dup(peer.sock.fileno()))
-        state = {
+            self._stow(Arrival(peer.member.seq, peer.member.eventfds), peer.sock)
+        return True
+
+    def unkeep(self) -> None:
+        """Take the record back."""
+        if self._record is not None:
+            self._record.drop_all()
+            self._record.close()
+            self._record = None
+
+    def export(self) -> dict[str, Any]:
+        """Describe the region for `restore`, in values that JSON can hold."""
+        return {
             "version": STATE_VERSION,
+            "name": self.name,
+            "spec": self.spec.raw(),
+            "configured": self.configured,
             "next_seq": self.roster.next_seq,
             "host": self.host and {"id": self.host.member.id, "totals": self.host.totals},
-            "members": [
-                {"id": m.id, "seq": m.seq, "vectors": len(m.eventfds), **self._export_peer(m.id)}
-                for m in self.roster.ordered
-            ],
+            "members": [self._export_member(member) for member in self.roster.ordered],
         }
-        return state, fds
 
-    def _export_peer(self, peer_id: int) -> dict[str, Any]:
-        peer = self.peers.get(peer_id)
-        return {} if peer is None else {"who": asdict(peer.who), "since": peer.since, "outbox": peer.outbox.export()}
+    def _export_member(self, member: Member) -> dict[str, Any]:
+        if (peer := self.peers.get(member.id)) is not None:
+            return peer.export()
+        return {"id": member.id, "seq": member.seq, "vectors": len(member.eventfds)}
 
-    @classmethod
-    def restore(
-        cls,
-        spec: RegionSpec,
-        loop: asyncio.AbstractEventLoop,
-        emit: Callable[[RegionEvent], None],
-        spare: Spare,
-        state: dict[str, Any],
-        fds: dict[str, Fd],
-    ) -> Region:
-        """Put an exported region together again and go on serving where it stopped.
+    def rejoin(self, entry: dict[str, Any], sock: socket.socket, eventfds: FdSet) -> Peer:
+        """Take a peer in again, as *entry* of the state says; what it was told of must be there already."""
+        sock.setblocking(False)
+        rule = entry["rule"] and PeerRule.from_raw(entry["rule"])
+        member = Member(entry["id"], eventfds, entry["seq"])
+        self._ids.restore(member.id)
+        peer = self._enter(member, sock, Credentials(**entry["who"]), rule, entry["since"])
+        peer.outbox.restore(entry["outbox"])
+        for owed in entry["outbox"]["leaves"]:
+            self._ids.hold(owed)
+        return peer
 
-        Takes what it needs out of *fds*; what stays there is the caller's.
+    def rejoin_host(self, entry: dict[str, Any], totals: list[int], eventfds: FdSet) -> None:
+        """Take the host peer's place again."""
+        self._enter_host(Member(entry["id"], eventfds, entry["seq"]))
+        assert self.host is not None
+        self.host.totals[:] = totals
 
-        Raises:
-            StateMismatch: an unknown version, or a descriptor that the state speaks of is missing.
-        """
-        if state.get("version") != STATE_VERSION:
-            raise StateMismatch(
-                f'region "{spec.name}": state version {state.get("version")} is not {STATE_VERSION}; '
-                "stop the daemon and start it anew"
-            )
-        needed = ["memory", "listener"]
-        for entry in state["members"]:
-            needed += [f"vector.{entry['id']}.{vector}" for vector in range(entry["vectors"])]
-            needed += [f"peer.{entry['id']}"] * ("outbox" in entry)
-        if missing := [name for name in needed if name not in fds]:
-            raise StateMismatch(f'region "{spec.name}": descriptor {missing[0]} is missing; start the daemon anew')
-        taken = {name: fds.pop(name) for name in needed}
-        listener = Listener.adopt(taken["listener"], spec.socket)
-        region = cls(spec, loop, emit, spare, shared=taken["memory"], listener=listener)
-        for entry in state["members"]:
-            eventfds = FdSet(taken[f"vector.{entry['id']}.{v}"].steal() for v in range(entry["vectors"]))
-            member = Member(entry["id"], eventfds, entry["seq"])
-            if "outbox" not in entry:
-                region._enter_host(member)
-                assert region.host is not None
-                region.host.totals[:] = state["host"]["totals"]
-                continue
-            sock = socket.socket(fileno=taken[f"peer.{entry['id']}"].steal())
-            sock.setblocking(False)
-            who = Credentials(**entry["who"])
-            region._ids.restore(entry["id"])
-            peer = region._enter(member, sock, who, first_match(spec.peer, who), entry["since"])
-            peer.outbox.restore(entry["outbox"])
-            for owed in entry["outbox"]["leaves"]:
-                region._ids.hold(owed)
-        region.roster.next_seq = state["next_seq"]
-        region._serve()
-        region._courier.wake(region.peers.values())
-        return region
+    def resume(self, record: Record, next_seq: int, ledger: Ledger) -> None:
+        """Go on with the *record*; what its *ledger* has no line of happens now."""
+        sent, drained = ledger.unfinished()
+        self.roster.next_seq = max(next_seq, self.roster.next_seq)
+        by_seq = {peer.member.seq: peer for peer in self.peers.values()}
+        if sent is not None and (peer := by_seq.get(sent[0])) is not None:
+            peer.outbox.batch(sent[1])  # proposes again what it proposed then
+            peer.outbox.sent(sent[1])
+        if drained is not None and self.host is not None:
+            self.host.totals[drained[0]] += drained[1]
+        record.renew()
+        self._record = record
+        if drained is not None:
+            self._emit(Rung(self, *drained))
+
+    def serve(self) -> None:
+        """Let in who knocks, and tell everybody what they are still to be told."""
+        self._door.open()
+        self._courier.wake(self.peers.values())
 
 
 def _reserved(spec: RegionSpec) -> set[int]:
@@ -506,6 +576,13 @@ def _doorbells(vectors: int) -> FdSet:
         return eventfd.make(vectors)
     except OSError as error:
         raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error
+
+
+def _end(sock: socket.socket) -> None:
+    """Close a connection for everybody who has a copy of it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 def _hung_up(sock: socket.socket) -> bool:

@@ -49,10 +49,16 @@ class Roster:
         self._seqs: list[int] = []
         self.next_seq = 0
 
+    def number(self) -> int:
+        """Give a sequence number, for a member to be."""
+        self.next_seq += 1
+        return self.next_seq - 1
+
     def add(self, member: Member) -> None:
-        """Append *member* and number it; keep its number if it has one that fits (restore)."""
-        member.seq = max(member.seq, self.next_seq)
-        self.next_seq = member.seq + 1
+        """Append *member*, and number it if it has no number yet; one that it has is above all others here."""
+        if member.seq < 0:
+            member.seq = self.number()
+        self.next_seq = max(self.next_seq, member.seq + 1)
         self.by_id[member.id] = member
         self.doorbells[member.id] = member.fds
         self.ordered.append(member)

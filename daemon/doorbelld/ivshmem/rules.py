@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from typing import Any
 
 from ..errors import InvalidOptions, Problem
 from ..fds.listener import group_id, user_id
@@ -100,6 +101,19 @@ class PeerRule:
 
         return any(map(fits, self.may_ring))
 
+    def raw(self) -> dict[str, Any]:
+        """Put it in the form that `parse_rules` reads one of."""
+        return {
+            "match": _given(self.match),
+            "may-ring": list(self.may_ring),
+            **({} if self.id is None else {"id": self.id}),
+        }
+
+    @classmethod
+    def from_raw(cls, raw: Any) -> PeerRule:
+        """Read what `raw` gave."""
+        return parse(cls, raw, "peer")
+
     @property
     def allows_all(self) -> bool:
         """Whether there is nobody that may not be rung."""
@@ -136,5 +150,9 @@ def first_match(rules: Iterable[PeerRule], who: Credentials) -> PeerRule | None:
 
 def describe(match: Match) -> str:
     """Put a match in words, for errors and listings."""
-    given = ((f.name.replace("_", "-"), getattr(match, f.name)) for f in fields(match))
-    return ", ".join(f"{key}={value}" for key, value in given if value is not None) or "anybody"
+    return ", ".join(f"{key}={value}" for key, value in _given(match).items()) or "anybody"
+
+
+def _given(match: Match) -> dict[str, Any]:
+    pairs = ((f.name.replace("_", "-"), getattr(match, f.name)) for f in fields(match))
+    return {key: value for key, value in pairs if value is not None}

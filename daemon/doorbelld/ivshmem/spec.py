@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Problem
 from ..fds.listener import PATH_MAX, group_id, user_id
-from ..options import boolean, duration, integer, mode, option, path, size, text
+from ..options import boolean, duration, integer, mode, option, parse, path, size, text
 from ..wire.ivshmem import ID_MAX
 from .memory import Backing, huge_page_size
 from .rules import PeerRule, parse_rules
@@ -20,6 +21,8 @@ VECTORS_MAX = 64
 MSIX_VECTORS_MAX = 2048
 SIZE_MIN = 4096
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_MAPPED = "guests have the memory mapped"
+_HOST_TOLD = "peers were told of the host peer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,20 @@ class RegionSpec:
     """A region as it was asked for. ``socket`` is empty until the host has filled in its default."""
 
     name: str
-    size: int = option(size, default=4 << 20)
-    vectors: int = option(integer(1, MSIX_VECTORS_MAX), default=4)
+    size: int = option(size, default=4 << 20, frozen=_MAPPED)
+    vectors: int = option(integer(1, MSIX_VECTORS_MAX), default=4, frozen="peers were told of so many doorbells")
     many_vectors: bool = option(boolean, default=False)
-    socket: str = option(path, default="")
+    socket: str = option(path, default="", frozen="its guests come back to the old path")
     owner: str = option(text, default="")
     group: str = option(text, default="")
     mode: int = option(mode, default=0o660)
-    backing: Backing = option(Backing.parse, default=Backing("memfd"))
-    first_id: int = option(integer(0, ID_MAX), default=0)
-    host_peer: bool = option(boolean, default=True)
-    host_peer_id: int = option(integer(0, ID_MAX), default=ID_MAX)
+    backing: Backing = option(Backing.parse, default=Backing("memfd"), frozen=_MAPPED)
+    first_id: int = option(integer(0, ID_MAX), default=0, frozen="IDs were given out from the old one")
+    host_peer: bool = option(boolean, default=True, frozen=_HOST_TOLD)
+    host_peer_id: int = option(integer(0, ID_MAX), default=ID_MAX, frozen=_HOST_TOLD)
     max_peers: int = option(integer(1, ID_MAX + 1), default=1024)
     stall_timeout: float = option(duration, default=30.0)
-    relay: bool = option(boolean, default=False)
+    relay: bool = option(boolean, default=False, frozen="peers hold each other's doorbells")
     peer: tuple[PeerRule, ...] = option(parse_rules, default=())
 
     def check(self, prefix: str) -> list[Problem]:
@@ -100,6 +103,20 @@ class RegionSpec:
             "stall-timeout": self.stall_timeout,
             "relay": self.relay,
         }
+
+    def raw(self) -> dict[str, Any]:
+        """Put it in the form that `parse` reads, rules and all; only the name goes beside it."""
+        options = {key: value for key, value in self.as_options().items() if value != ""}
+        return {**options, "peer": [rule.raw() for rule in self.peer]}
+
+    @classmethod
+    def from_raw(cls, name: str, raw: Mapping[str, Any]) -> RegionSpec:
+        """Read what `raw` gave.
+
+        Raises:
+            InvalidOptions: it does not hold here and now.
+        """
+        return parse(cls, raw, f"region.{name}", name=name)
 
 
 def in_units(count: int) -> str:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.spare import Spare
 from doorbelld.ivshmem.events import PeerRemoved, RegionEvent
 from doorbelld.ivshmem.region import Region
+from doorbelld.ivshmem.revival import read_state, revive, spec_of
 from doorbelld.ivshmem.spec import RegionSpec
 from support.fdcount import no_leaks
 from support.rawclient import DEADLINE, RawClient, identity
@@ -35,6 +37,7 @@ class Site:
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         self.spare = Spare()
+        self.keeper = Satchel()
         self.regions: list[Region] = []
         self.clients: list[RawClient] = []
 
@@ -70,10 +73,35 @@ class Site:
         options = {"name": "demo", "size": 1 << 16, "vectors": 4, "host_peer": False, "stall_timeout": 0.0, **options}
         return RegionSpec(**{"socket": f"{self.folder}/{options['name']}.sock", **options})
 
-    def open(self, **options: Any) -> Region:
-        region = self.call(Region.open, self.spec(**options), self.loop, self.emit, self.spare)
+    def open(self, kept: bool = False, **options: Any) -> Region:
+        """Make a region; one that is *kept* can be restarted."""
+        keeping = (self.keeper, f"r{len(self.regions)}.") if kept else None
+
+        def make() -> Region:
+            return Region.open(self.spec(**options), self.loop, self.emit, self.spare, keeping=keeping)
+
+        region = self.call(make)
         self.regions.append(region)
         return region
+
+    def restart(self, region: Region, meanwhile: Callable[[], Any] = lambda: None) -> Region:
+        """End a kept *region* as a crash would, do something *meanwhile*, and put it together anew."""
+        prefix = f"r{self.regions.index(region)}."
+
+        def turn() -> Region:
+            region.let_go()
+            meanwhile()
+            kept = Kept({name: fd.dup() for name, fd in self.keeper.copies.items()}).below(prefix)
+            fd = kept.take("state")
+            assert fd is not None
+            ledger, state = read_state(fd)
+            spec = spec_of(state, {})
+            return revive(spec, state, ledger, kept, (self.keeper, prefix), self.loop, self.emit, self.spare)
+
+        self.events.clear()
+        new: Region = self.call(turn)
+        self.regions[self.regions.index(region)] = new
+        return new
 
     def connect(self, region: Region, **options: Any) -> RawClient:
         client = RawClient(region.spec.socket, **options)
@@ -110,6 +138,7 @@ class Site:
         self.thread.join(DEADLINE)
         self.loop.close()
         self.spare.close()
+        assert not self.keeper.copies  # all regions are closed
         assert not self.failures, self.failures
 
 

@@ -101,13 +101,13 @@ class World:
             self.fail,
             stall,
             lambda: list(self.everybody),
+            lambda *args: self.post(*args),
         )
         self.room: dict[int, int] = {}
         self.errors: dict[int, int] = {}
         self.unread: dict[int, int] = {}
         self.order: list[int] = []
         self.on_fail: Callable[[Recipient], None] = lambda _: None
-        monkeypatch.setattr(module.native, "send_messages", self.send)
         monkeypatch.setattr(module, "unread_bytes", lambda fd: self.unread.get(fd, 0))
 
     def fail(self, recipient: Recipient, reason: str) -> None:
@@ -115,10 +115,12 @@ class World:
         self.lost.append((recipient, reason))
         self.on_fail(recipient)
 
-    def send(self, fd: int, values: array, fds: array) -> tuple[int, int]:
+    def post(self, recipient: Recipient, values: array, fds: array) -> tuple[int, int]:
+        fd = recipient.sock_fd
         self.order.append(fd)
         count = min(len(values), self.room.get(fd, 1 << 30))
         self.room[fd] = self.room.get(fd, 1 << 30) - count
+        recipient.outbox.sent(count)
         return count, self.errors.get(fd, errno.EAGAIN) if count < len(values) else 0
 
     def add(self, fd: int, backlog: int, room: int = 1 << 30, unread: int = 0) -> Recipient:
@@ -141,13 +143,13 @@ def test_a_long_greeting_does_not_hold_up_a_short_one(world: World) -> None:
 
 
 def test_it_lets_the_loop_look_at_other_things(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = world.send
+    real = world.post
 
     def slow(*args: Any) -> tuple[int, int]:
         world.loop.now += 0.002
         return real(*args)
 
-    monkeypatch.setattr(module.native, "send_messages", slow)
+    monkeypatch.setattr(world, "post", slow)
     world.courier.wake([world.add(1, BATCH * 9)])
     world.loop.run()
     assert world.loop.turns >= 4
@@ -296,13 +298,13 @@ def test_one_turn_at_a_time_whatever_fails(world: World, monkeypatch: pytest.Mon
     world.on_fail = lambda _: (setattr(bystander.outbox, "backlog", BATCH * 4), world.courier.wake([bystander]))
     failing = world.add(1, 10, room=0)
     world.errors[1] = errno.EPIPE
-    real = world.send
+    real = world.post
 
     def slow(*args: Any) -> tuple[int, int]:
         world.loop.now += 1
         return real(*args)
 
-    monkeypatch.setattr(module.native, "send_messages", slow)
+    monkeypatch.setattr(world, "post", slow)
     world.courier.wake([failing])
     handle = world.loop.soon.popleft()
     handle.function(*handle.args)

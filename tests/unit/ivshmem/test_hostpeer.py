@@ -22,7 +22,7 @@ class Ear:
         self.member = Member(65535, eventfd.make(vectors))
         self.heard: list[tuple[int, int]] = []
         self.news = asyncio.Event()
-        self.host = HostPeer(asyncio.get_running_loop(), self.member, self.rung)
+        self.host = HostPeer(asyncio.get_running_loop(), self.member, self.rung, lambda _: None)
 
     def rung(self, vector: int, count: int) -> None:
         self.heard.append((vector, count))

@@ -4,12 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import structlog
 from doorbelld.fds.peercred import Credentials
-from doorbelld.host.events import PeerAdded, PeerRefused, PeerRemoved, RegionAdded, RegionRemoved, Rung
+from doorbelld.host.events import (
+    PeerAdded,
+    PeerRefused,
+    PeerRemoved,
+    RegionAdded,
+    RegionChanged,
+    RegionRemoved,
+    Rung,
+    Unkept,
+)
+from doorbelld.ivshmem.revival import LOST
+from doorbelld.log import KEPT_BACK
 from doorbelld.service.chronicle import Chronicle
 
 SPEC = SimpleNamespace(socket="/run/s", size=4096)
@@ -63,6 +75,32 @@ def test_lines() -> None:
     ]
 
 
+def test_lines_around_a_restart() -> None:
+    there = region()
+    there.peers = {3: peer(), 4: peer(4)}
+    assert told(
+        PeerRemoved(there, peer(7), LOST),
+        RegionAdded(there, revived=True),
+        RegionChanged(there),
+        Unkept(there, "the store is full"),
+    ) == [
+        {
+            "event": "connection ended while the daemon was away",
+            "log_level": "info",
+            "region": "demo",
+            "peer": 7,
+        },
+        {"event": "region restored", "log_level": "info", "region": "demo", "peers": 2},
+        {"event": "region changed", "log_level": "info", "region": "demo"},
+        {
+            "event": "not everything of a region can be kept over a restart",
+            "log_level": "warning",
+            "region": "demo",
+            "reason": "the store is full",
+        },
+    ]
+
+
 def test_what_is_not_known_is_left_out_but_zero_is_known() -> None:
     (line,) = told(PeerAdded(region(), peer(0, Credentials(12, 0, 0))))
     assert line == {"event": "peer joined", "log_level": "info", "region": "demo", "peer": 0, "pid": 12, "uid": 0}
@@ -72,12 +110,31 @@ def test_rings_are_not_lines() -> None:
     assert told(*(Rung(region(), 0, 1) for _ in range(100))) == []
 
 
+def test_a_full_store_is_no_storm_of_lines() -> None:
+    assert 0 < len(told(*(Unkept(region(), "the store is full") for _ in range(10_000)))) <= 100
+
+
 def test_a_storm_in_one_region_leaves_room_for_another() -> None:
     storm = [PeerRefused(region("loud"), "no") for _ in range(10_000)]
     lines = told(*storm, PeerRefused(region("quiet"), "no"), PeerAdded(region("loud"), peer()))
     assert 0 < sum(line["region"] == "loud" and line["event"] == "connection refused" for line in lines) <= 100
     assert [line["event"] for line in lines if line["region"] == "quiet"] == ["connection refused"]
     assert lines[-1]["event"] == "peer joined"
+
+
+def test_the_end_of_a_storm_is_told_without_another_line() -> None:
+    timers: list[tuple[float, Callable[[], None]]] = []
+    chronicle = Chronicle(lambda delay, call: timers.append((delay, call)))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(1000):
+            chronicle.hear(PeerRefused(region("loud"), "no"))
+        through = len(lines)
+        ((delay, call),) = timers
+        assert delay > 0
+        call()
+    (line,) = lines[through:]
+    assert (line["event"], line["log_level"], line["lines"]) == (KEPT_BACK, "warning", 1000 - through)
+    assert line["region"] == "loud"
 
 
 def test_regions_themselves_are_never_kept_back() -> None:

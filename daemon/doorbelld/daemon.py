@@ -1,0 +1,283 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run of the daemon, from what its predecessor left to what it leaves its successor.
+
+What happens, in order, and what ends it early (exit status in brackets, as in sysexits.h):
+
+1. The limit on descriptors is raised as far as allowed; what it allows is said in words.
+2. What was kept over a restart is put together again: from here on guests are served [65 if a newer version wrote it].
+3. The configuration's regions are held against those that there are, and the difference is made [73 if nothing was
+   kept and one can't be made: then nobody loses anything by our end].
+4. The bus is joined and the name owned [69 if it can't be].
+5. Ready: sd_notify, and a line in the log.
+
+From then on nothing but a signal ends it: SIGTERM or SIGINT stops, SIGHUP reads the configuration again, and, where
+that was asked for, SIGUSR2 executes the program anew in the same process. SIGTERM may be half of a restart, which
+can't be told: what systemd keeps is left as it is, and systemd itself lets go of it if this is the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import click
+import structlog
+
+from . import __version__
+from .bus.address import resolve
+from .bus.connection import Connection
+from .bus.private import PrivateBus
+from .config.loader import Config
+from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
+from .fds import limits
+from .fds.keeper import Kept, Satchel
+from .guide import text as guide
+from .host.host import Host
+from .host.plan import Plan, make_plan
+from .ivshmem.record import NewerState
+from .ivshmem.spec import RegionSpec
+from .service import anew
+from .service.chronicle import Chronicle
+from .service.readiness import Readiness, Watchdog, notifier
+from .service.store import DescriptorStore, room
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """One run of the daemon.
+
+    *read* reads the configuration again; *config* is what it gave at the start, or None if something was wrong with it:
+    then those who were *kept* are served as they were. *sockets* are listening sockets by region that systemd made.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Config],
+        config: Config | None,
+        bus: str,
+        kept: Kept,
+        sockets: Kept,
+        *,
+        exec_restart: bool = False,
+    ) -> None:
+        self._read = read
+        self._config = config
+        settings = (config or Config()).daemon
+        self._kept = kept
+        self._sockets = sockets
+        self._loop = asyncio.get_running_loop()
+        notify = notifier()
+        self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
+        self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
+        self._runtime_directory = settings.runtime_directory
+        self._private = PrivateBus(settings.runtime_directory) if bus == "private" else None
+        self._bus_word = bus
+        self._readiness = Readiness(self._loop, notify, self._status)
+        self._watchdog = Watchdog(self._loop, self._readiness, lambda: self._host.stuck)
+        self._reloading = asyncio.Lock()
+        self._exec_restart = exec_restart
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._host.listen(Chronicle(self._loop.call_later).hear)
+        self._host.listen(lambda _: self._readiness.changed())
+
+    async def run(self) -> int:
+        """Serve; gives the exit status."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_on_signal)
+        if self._exec_restart:
+            self._loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._execute_anew)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, anew.SIGNALS)
+        try:
+            try:
+                self._revive()
+            except NewerState as error:
+                log.error("state of a region can't be used", reason=str(error))
+                return os.EX_DATAERR
+            revived = bool(self._host.regions)
+            async with self._reloading:  # a SIGHUP that comes early waits
+                made = await self._begin()
+            if not made and not revived:
+                return os.EX_CANTCREAT
+            connection = Connection(self._host, self._loop, self._locate, self.reload)
+            try:
+                address = await connection.start()
+            except BusUnavailable as error:
+                log.error("no message bus", reason=str(error))
+                return os.EX_UNAVAILABLE
+            self._readiness.ready()
+            self._watchdog.start()
+            log.info("ready", version=__version__, bus=address, serving=self._status())
+            if self._private is not None and not revived:
+                click.echo(guide(self._host, address))
+            keeper = self._loop.create_task(connection.keep())
+            await stop.wait()
+            self._readiness.stopping()
+            log.info("stopping")
+            keeper.cancel()
+            connection.close()
+            return os.EX_OK
+        finally:
+            self._watchdog.stop()
+            self._host.close()
+            if self._store is not None:
+                self._store.flush()
+            if self._private is not None:
+                await self._private.stop()
+
+    async def _locate(self) -> str:
+        return await self._private.ensure() if self._private is not None else resolve(self._bus_word)
+
+    def _status(self) -> str:
+        regions = self._host.regions.values()
+        peers = sum(len(region.peers) for region in regions)
+        return f"{len(regions)} region{'s' * (len(regions) != 1)}, {peers} peer{'s' * (peers != 1)}"
+
+    def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = self._loop.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # At the start
+
+    def _revive(self) -> None:
+        """Go on where our predecessor stopped.
+
+        Raises:
+            NewerState: it was of a newer version.
+        """
+        if not len(self._kept):
+            return
+        if self._store is not None:
+            for name in self._kept:
+                self._store.came_back(name)
+        else:
+            self._host.keeper = Satchel()
+        configured = self._config.regions if self._config is not None else {}
+        for unusable in self._host.revive(self._kept, configured, self._sockets):
+            log.error("state of a region can't be used", region=unusable.name, reason=unusable.reason)
+        if unknown := list(self._kept):
+            log.warning("descriptors that nobody knows came back from the store", count=len(unknown), of=unknown[0])
+            self._kept.close()
+            if self._store is not None:
+                for name in unknown:
+                    self._store.drop(name)
+        if self._store is None:
+            self._host.unkeep()
+
+    async def _begin(self) -> bool:
+        """Make what the configuration wants and is not there; tell whether all of it could be made."""
+        made = True
+        if self._config is not None:
+            plan = make_plan(self._host, self._config.regions)
+            for problem in plan.problems:
+                log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
+            failed = await self._carry_out(plan)
+            for name, error in failed:
+                log.error("can't serve region", region=name, reason=str(error))
+            made = not failed
+        for name in self._sockets:
+            log.warning("socket for no region", region=name)
+        self._sockets.close()
+        return made
+
+    async def _carry_out(self, plan: Plan) -> list[tuple[str, DoorbellError]]:
+        """Do what *plan* says, all of it that can be done; gives what can't, and why."""
+        failed = []
+        for name in plan.gone:
+            self._host.remove_region(name)
+        for spec in plan.changed:
+            try:
+                self._host.change_region(spec, configured=True)
+            except DoorbellError as error:
+                failed.append((spec.name, error))
+        for spec in plan.new:
+            try:
+                await self._host.create_region(spec, configured=True, socket_given=self._sockets.take(spec.name))
+            except DoorbellError as error:
+                failed.append((spec.name, error))
+            else:
+                self._report_room(spec)
+        return failed
+
+    def _report_room(self, spec: RegionSpec) -> None:
+        limit = self._host.descriptor_limit
+        words = limits.in_words(spec.vectors, limit)
+        if limits.room(spec.vectors, limit) < spec.max_peers:
+            cure = "raise LimitNOFILE= or lower max-peers"
+            text = "max-peers is more than the descriptor limit allows"
+            log.warning(text, region=spec.name, room=words, limit=limit, cure=cure)
+        else:
+            log.info("descriptor limit", region=spec.name, room=words, limit=limit)
+
+    # While it runs
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self.reload()
+        except DoorbellError as error:
+            log.error("configuration not reloaded", reason=str(error))
+
+    async def reload(self) -> None:
+        """Read the configuration again and apply the difference.
+
+        Regions that are new are made, those that are gone are removed, those that are as they were are left alone,
+        as are those that were made over D-Bus.
+
+        Raises:
+            InvalidOptions: something is wrong with it, or it changes what can't change live; nothing is done then. Or
+                something could not be done, such as making a socket; all else is done then.
+        """
+        async with self._reloading:
+            self._readiness.reloading()
+            try:
+                config = self._read()
+                plan = make_plan(self._host, config.regions)
+                if config.daemon.runtime_directory != self._runtime_directory:
+                    cause = "can't change live: the default sockets are below the old one"
+                    plan.problems.append(Problem("daemon.runtime-directory", cause, "restart the daemon"))
+                if plan.problems:
+                    raise InvalidOptions(config.placed(plan.problems))
+                self._config = config
+                if failed := await self._carry_out(plan):
+                    cure = "all else was reloaded; remove the cause and reload again"
+                    raise InvalidOptions([Problem(f"region.{name}", str(error), cure) for name, error in failed])
+                log.info("configuration reloaded", serving=self._status())
+            finally:
+                self._readiness.ready()
+
+    async def _execute_anew(self) -> None:
+        """Check that a new start would work, keep everything, and execute the program anew."""
+        if self._store is not None:
+            log.error("not executed anew", reason="systemd keeps the descriptors; systemctl restart does the same")
+            return
+        check = await asyncio.create_subprocess_exec(
+            *anew.command(), "--check", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await check.communicate()
+        if check.returncode:
+            log.error(
+                "not executed anew", reason=said.decode(errors="replace").strip() or f"it exits {check.returncode}"
+            )
+            return
+        async with self._reloading:
+            satchel = Satchel()
+            try:
+                if not self._host.keep(satchel):
+                    raise OSError("not everything can be kept; raise LimitNOFILE=")
+                log.info("executing anew")
+                if self._private is not None:
+                    await self._private.stop()
+                anew.execute(satchel)
+            except OSError as error:
+                log.error("not executed anew", reason=str(error))
+                self._host.unkeep()
+            finally:
+                satchel.close()

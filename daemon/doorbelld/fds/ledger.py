@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ledger: a memory file that says at any instant how things stand, also for who comes after us.
+
+Theory of operation
+-------------------
+It is a memfd, mapped here and held by a keeper too. What was stored in a mapping before a process was killed is in the
+file, so writing is a copy and one store: text first, then the word that says how much of it counts. There are two
+areas; one counts. An area begins with a snapshot and goes on with what happened since, a line of JSON each. When the
+lines have grown long the other area gets a new snapshot, and one store makes that one count.
+
+Two things happen in system calls that can't be undone and whose outcome is known only afterwards: sending messages and
+taking counters. For these there are slots, which the kernel itself fills (`native`). A slot names the moment (the word
+that counted) at which it was begun: if that is still the last moment when we come back, the line that should have told
+of it was never written, and the slot tells instead.
+
+Layout, in words of 8 bytes, of this machine's order; the file never leaves it::
+
+    0     magic                     8..10    drain slot: count, key, moment
+    1     format                    512..    send slot (`native.Slot`): progress, key, moment, messages
+    2     which area counts         8192..   area 0, then area 1
+    3, 4  generation << 40 | length, of each area
+
+Invariants
+----------
+1. Each change of what counts is one aligned store of 8 bytes.
+2. A moment never comes twice: the generation grows with each snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+
+from ..errors import StateMismatch
+from . import native
+from .owned import Fd
+
+MAGIC = int.from_bytes(b"doorbell", "little")
+FORMAT = 1
+AREA = 32 << 20
+"""Bytes of an area; only what is used takes memory."""
+_ACTIVE, _LENGTHS, _DRAIN, _SEND, _AREAS = 2, 3, 8, 512, 8192
+_SIZE = _AREAS * 8 + 2 * AREA
+_GENERATION = 40
+_LENGTH_MASK = (1 << _GENERATION) - 1
+
+
+class LedgerFull(Exception):
+    """A line or snapshot does not fit; a new snapshot may."""
+
+
+class Ledger:
+    """A ledger that is written to; `create` or `adopt` makes one."""
+
+    def __init__(self, fd: Fd) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd.fileno(), _SIZE)
+        self._words = memoryview(self._map).cast("Q")
+        self.send_slot = memoryview(self._map)[_SEND * 8 : _SEND * 8 + native.SLOT_SIZE]
+        self.drain_slot = memoryview(self._map)[_DRAIN * 8 : _DRAIN * 8 + 8]
+        self._area = self._words[_ACTIVE]
+        self._moment = self._words[_LENGTHS + self._area]
+
+    @classmethod
+    def create(cls, name: str) -> Ledger:
+        """Make an empty one, called *name* in /proc.
+
+        Raises:
+            OSError: no descriptor or no memory left.
+        """
+        with contextlib.ExitStack() as undo:
+            fd = undo.enter_context(Fd(os.memfd_create(name, os.MFD_CLOEXEC)))
+            os.ftruncate(fd.fileno(), _SIZE)
+            made = cls(fd)
+            made._words[0], made._words[1] = MAGIC, FORMAT
+            undo.pop_all()
+        return made
+
+    @classmethod
+    def adopt(cls, fd: Fd) -> Ledger:
+        """Go on with one that was kept; *fd* is taken over if nothing is raised.
+
+        Raises:
+            StateMismatch: it is none, or of a format that is not ours.
+        """
+        try:
+            size = os.fstat(fd.fileno()).st_size
+            head = os.pread(fd.fileno(), 16, 0)
+        except OSError as error:
+            raise StateMismatch(f"the record can't be read: {error.strerror}") from error
+        magic, form = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
+        if magic != MAGIC:
+            raise StateMismatch("the record is none of doorbelld's")
+        if form != FORMAT or size != _SIZE:
+            raise StateMismatch(f"the record has format {form}, and this version knows format {FORMAT}")
+        made = cls(fd)
+        if made._area > 1 or made.length > AREA:
+            made.close()
+            raise StateMismatch("the record is damaged")
+        return made
+
+    def close(self) -> None:
+        """Let go of it."""
+        for view in (self._words, self.send_slot, self.drain_slot):
+            view.release()
+        self._map.close()  # a second time does nothing, as with the rest
+        self.fd.close()
+
+    @property
+    def length(self) -> int:
+        """Bytes that count."""
+        return self._moment & _LENGTH_MASK
+
+    def rewrite(self, snapshot: bytes) -> None:
+        """Begin anew with *snapshot*, which ends with a line break.
+
+        Raises:
+            LedgerFull: it is too long; what counted still counts.
+        """
+        if len(snapshot) > AREA:
+            raise LedgerFull
+        area = 1 - self._area
+        start = _AREAS * 8 + area * AREA
+        self._map[start : start + len(snapshot)] = snapshot
+        moment = (((self._moment >> _GENERATION) + 1) << _GENERATION) + len(snapshot)
+        self._words[_LENGTHS + area] = moment
+        self._words[_ACTIVE] = area  # from this store on
+        old = _AREAS * 8 + self._area * AREA
+        self._area, self._moment = area, moment
+        self._map.madvise(mmap.MADV_REMOVE, old, AREA)
+
+    def append(self, line: bytes) -> None:
+        """Add *line*, which ends with a line break.
+
+        Raises:
+            LedgerFull: there is no room; nothing was added.
+        """
+        length = self.length
+        if length + len(line) > AREA:
+            raise LedgerFull
+        start = _AREAS * 8 + self._area * AREA + length
+        self._map[start : start + len(line)] = line
+        self._moment += len(line)
+        self._words[_LENGTHS + self._area] = self._moment  # from this store on
+
+    def lines(self) -> list[bytes]:
+        """Give all that counts: the snapshot first."""
+        start = _AREAS * 8 + self._area * AREA
+        return self._map[start : start + self.length].splitlines()
+
+    def begin_sending(self, key: int) -> memoryview:
+        """Prepare the send slot for a batch to whom *key* stands for; the next line ends it."""
+        words = self._words
+        words[_SEND], words[_SEND + 1], words[_SEND + 2] = 0, key, self._moment
+        return self.send_slot
+
+    def begin_draining(self, key: int) -> memoryview:
+        """Prepare the drain slot for the counter that *key* stands for; the next line ends it."""
+        words = self._words
+        words[_DRAIN], words[_DRAIN + 1], words[_DRAIN + 2] = 0, key, self._moment
+        return self.drain_slot
+
+    def unfinished(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """Give what happened and no line tells of: ``(key, messages sent)`` and ``(key, counter taken)``, or None."""
+        words = self._words
+        sent = drained = None
+        if words[_SEND + 2] == self._moment and (count := native.count_sent(self.send_slot)):
+            sent = words[_SEND + 1], count
+        if words[_DRAIN + 2] == self._moment and words[_DRAIN]:
+            drained = words[_DRAIN + 1], words[_DRAIN]
+        return sent, drained

@@ -1,0 +1,254 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a region leaves for who comes after it: its descriptors with a keeper, its state in a ledger.
+
+Theory of operation
+-------------------
+The ledger's first line is the region's state as a whole; each further line is one change, and `replay` makes the state
+of the moment from them. The lines are::
+
+    ["+", {...}]                                    a peer joined: its entry of the state
+    ["-", seq, [blind...]]                          a member left; who may not know of it, by seq
+    ["=", seq, preamble, cursor, offset, leaves]    how far a peer has come (`Outbox.place`)
+    ["!", vector, count]                            the host peer was rung
+
+In which order things are kept decides what a crash between two of them means:
+
+- A connection is kept before anything is known of it. Found again without a "+", it is a connection that waits to be
+  admitted, if its number was not given when the last line was written; else one that was turned away or has left.
+- The line of a leave is written before the connection is closed and what was kept of it dropped.
+- What was sent is in the ledger's slot before anybody can stop us, and in a line after that.
+
+With the keeper are ``state``, ``memory``, ``listener``, ``host`` (a vault with its doorbells), and for each peer a
+vault with its socket and doorbells, by its sequence number, which is never used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import StateMismatch
+from ..fds.keeper import Keeper
+from ..fds.ledger import Ledger, LedgerFull
+from ..fds.owned import FdSet
+from ..fds.vault import Vault
+from .outbox import Outbox
+
+STATE_VERSION = 2
+_LINES_MAX = 4096
+"""After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
+
+
+class Record:
+    """The record of one region; *prefix* goes before all names, *snapshot* gives the region's state."""
+
+    def __init__(self, keeper: Keeper, prefix: str, ledger: Ledger, snapshot: Callable[[], dict[str, Any]]) -> None:
+        self._keeper = keeper
+        self._prefix = prefix
+        self._ledger = ledger
+        self._snapshot = snapshot
+        self._weight = 0
+        self._names: set[str] = set()
+
+    @classmethod
+    def begin(
+        cls,
+        keeper: Keeper,
+        prefix: str,
+        region: str,
+        snapshot: Callable[[], dict[str, Any]],
+        parts: dict[str, int],
+        host: FdSet | None,
+    ) -> Record | None:
+        """Keep a region: *parts* are its descriptors by name, *host* the host peer's doorbells.
+
+        Returns:
+            None if there is no room for all of it; nothing is kept then.
+
+        Raises:
+            OSError: no descriptors or memory left; nothing is kept then.
+        """
+        with contextlib.ExitStack() as undo:
+            ledger = Ledger.create(f"doorbelld:{region}:state")
+            undo.callback(ledger.close)
+            record = cls(keeper, prefix, ledger, snapshot)
+            undo.callback(record.drop_all)
+            record.renew()
+            kept = all(record.keep(name, fd) for name, fd in {**parts, "state": ledger.fd.fileno()}.items())
+            if kept and (host is None or record.stow("host", list(host))):
+                undo.pop_all()
+                return record
+        return None
+
+    @classmethod
+    def resume(
+        cls,
+        keeper: Keeper,
+        prefix: str,
+        ledger: Ledger,
+        snapshot: Callable[[], dict[str, Any]],
+        names: Sequence[str],
+    ) -> Record:
+        """Go on with what was kept before; *names* are still with the keeper."""
+        record = cls(keeper, prefix, ledger, snapshot)
+        record._names.update(names)
+        return record
+
+    # With the keeper
+
+    def ready(self, resume: Callable[[], None]) -> bool:
+        """See `Keeper.ready`."""
+        return self._keeper.ready(resume)
+
+    def keep(self, name: str, fd: int) -> bool:
+        """Keep *fd*; False if there is no room."""
+        if not self._keeper.put(self._prefix + name, fd):
+            return False
+        self._names.add(name)
+        return True
+
+    def stow(self, name: str, fds: Sequence[int], vault: Vault | None = None) -> bool:
+        """Keep *fds* in a vault, the one given if there is one; False if there is no room."""
+        try:
+            with contextlib.closing(vault or Vault()) as filled:
+                filled.fill(fds)
+                return self.keep(name, filled.door.fileno())
+        except OSError:  # no descriptor, or too many in flight
+            return False
+
+    def drop(self, name: str) -> None:
+        """Keep it no longer."""
+        if name in self._names:
+            self._names.discard(name)
+            self._keeper.drop(self._prefix + name)
+
+    def drop_all(self) -> None:
+        """Keep nothing any more: the region is gone."""
+        for name in sorted(self._names):
+            self.drop(name)
+
+    def close(self) -> None:
+        """Stop writing; what is kept stays kept."""
+        self._ledger.close()
+
+    # In the ledger
+
+    def joined(self, entry: dict[str, Any]) -> None:
+        """Write that a peer joined."""
+        self._write(["+", entry], 1)
+
+    def left(self, seq: int, blind: list[int], peers: int) -> None:
+        """Write that a member left; *peers* are there to be told, but not those who are *blind* to it."""
+        self._write(["-", seq, blind], 1 + peers // 4)
+
+    def told(self, seq: int, outbox: Outbox) -> None:
+        """Write how far a peer has come."""
+        self._append(b'["=",%d,%d,%d,%d,%d]\n' % (seq, *outbox.place), 1)
+
+    def rung(self, vector: int, count: int) -> None:
+        """Write that the host peer was rung."""
+        self._append(b'["!",%d,%d]\n' % (vector, count), 1)
+
+    def begin_sending(self, seq: int) -> memoryview:
+        """Prepare to send a batch to a peer; `told` ends it."""
+        return self._ledger.begin_sending(seq)
+
+    def begin_draining(self, vector: int) -> memoryview:
+        """Prepare to take a counter of the host peer; `rung` ends it."""
+        return self._ledger.begin_draining(vector)
+
+    def renew(self) -> None:
+        """Write the state as a whole.
+
+        Raises:
+            LedgerFull: it is larger than any ledger.
+        """
+        self._ledger.rewrite(_line(self._snapshot()))
+        self._weight = 0
+
+    def _write(self, change: list[Any], weight: int) -> None:
+        self._append(_line(change), weight)
+
+    def _append(self, line: bytes, weight: int) -> None:
+        self._weight += weight
+        try:
+            if self._weight > _LINES_MAX:
+                self.renew()  # the change is in the state already
+            else:
+                self._ledger.append(line)
+        except LedgerFull:
+            self.renew()
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+def replay(lines: Sequence[bytes]) -> dict[str, Any]:
+    """Make the state of the moment from a ledger's lines.
+
+    Raises:
+        StateMismatch: they are of a newer version, or damaged.
+    """
+    try:
+        state = upgrade(json.loads(lines[0]))
+        members = {member["seq"]: member for member in state["members"]}
+        for line in lines[1:]:
+            _apply(json.loads(line), state, members)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise StateMismatch(f"the state is damaged ({type(error).__name__}: {error})") from error
+    state["members"] = list(members.values())
+    return state
+
+
+def _apply(change: list[Any], state: dict[str, Any], members: dict[int, dict[str, Any]]) -> None:
+    match change:
+        case ["=", seq, preamble, cursor, offset, leaves]:
+            outbox = members[seq]["outbox"]
+            outbox.update(preamble=preamble, cursor=cursor, offset=offset)
+            del outbox["leaves"][: len(outbox["leaves"]) - leaves]
+        case ["+", entry]:
+            members[entry["seq"]] = {**entry, "outbox": {"preamble": 0, "cursor": 0, "offset": 0, "leaves": []}}
+            state["next_seq"] = entry["seq"] + 1
+        case ["-", seq, blind]:
+            gone = members.pop(seq)
+            for member in members.values():
+                if "outbox" in member and member["seq"] not in blind:
+                    _leave(member["outbox"], seq, gone["id"])
+        case ["!", vector, count]:
+            state["host"]["totals"][vector] += count
+        case _:
+            raise ValueError(f"{change!r} is no change that this version knows")
+
+
+def _leave(outbox: dict[str, Any], seq: int, peer_id: int) -> None:
+    """Do what `Outbox.leave` does."""
+    if seq < outbox["cursor"] or (seq == outbox["cursor"] and outbox["offset"]):
+        if seq == outbox["cursor"]:
+            outbox["cursor"], outbox["offset"] = seq + 1, 0
+        outbox["leaves"].append(peer_id)
+
+
+def upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Bring a state of an older version up to ours.
+
+    Raises:
+        StateMismatch: it is of a newer one.
+    """
+    version = state["version"]
+    if version == 1:  # said nothing of how the region was asked for, nor under which rule a peer came
+        members = [{**member, "rule": None} if "outbox" in member else member for member in state["members"]]
+        state = {**state, "version": 2, "spec": None, "configured": True, "members": members}
+    if state["version"] != STATE_VERSION:
+        raise NewerState(
+            f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; start the version that "
+            "wrote it, or stop the service to let go of everybody"
+        )
+    return state
+
+
+class NewerState(StateMismatch):
+    """A newer version of doorbelld wrote it."""

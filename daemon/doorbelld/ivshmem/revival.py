@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Puts a region together again from what a keeper kept: after a restart, a crash at any instant, an upgrade.
+
+The state comes from the ledger, each descriptor from where `record` put it. What the state speaks of and nobody kept is
+lost: without its memory a region can't go on, a peer without its connection has left, and the others are told so. What
+was kept and the state does not speak of is a connection that was accepted in the last moment, and is admitted now, or a
+left-over, which is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import InvalidOptions, StateMismatch
+from ..fds import eventfd
+from ..fds.keeper import Keeper, Kept
+from ..fds.ledger import Ledger
+from ..fds.listener import Listener
+from ..fds.owned import Fd, FdSet
+from ..fds.spare import Spare
+from ..fds.vault import look_into
+from .events import RegionEvent
+from .peer import Arrival, Peer
+from .record import Record, replay
+from .region import Region
+from .spec import RegionSpec
+
+LOST = "its connection ended while the daemon was away"
+
+
+def read_state(fd: Fd) -> tuple[Ledger, dict[str, Any]]:
+    """Open the ledger *fd*, which is taken over, and say how things stood.
+
+    Raises:
+        StateMismatch: it can't be read.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(fd)
+        ledger = Ledger.adopt(fd)
+        undo.callback(ledger.close)
+        state = replay(ledger.lines())
+        undo.pop_all()
+    return ledger, state
+
+
+def spec_of(state: dict[str, Any], configured: Mapping[str, RegionSpec]) -> RegionSpec:
+    """Say how the region of *state* was asked for; what an old state does not say, the configuration does.
+
+    Raises:
+        StateMismatch: neither says it.
+    """
+    name = state["name"]
+    try:
+        if state["spec"] is not None:
+            return RegionSpec.from_raw(name, state["spec"])
+    except InvalidOptions as error:
+        raise StateMismatch(f"it was asked for as it can't be now: {error}") from error
+    if name not in configured:
+        raise StateMismatch("its state is of a version that did not say how it was asked for, nor is it configured")
+    return configured[name]
+
+
+def revive(
+    spec: RegionSpec,
+    state: dict[str, Any],
+    ledger: Ledger,
+    kept: Kept,
+    keeping: tuple[Keeper, str],
+    loop: asyncio.AbstractEventLoop,
+    emit: Callable[[RegionEvent], None],
+    spare: Spare,
+    socket_given: Fd | None = None,
+) -> Region:
+    """Make the region anew and serve; *ledger* is taken over, and of *kept* all that there is.
+
+    Raises:
+        StateMismatch: the memory is missing, or the host peer's doorbells.
+        SocketInUse, SocketUnavailable: the listening socket is missing, and can't be made anew.
+    """
+    keeper, prefix = keeping
+    names = ["state", *kept]
+    with contextlib.ExitStack() as undo:
+        undo.callback(ledger.close)
+        undo.callback(kept.close)
+        if (shared := kept.take("memory")) is None:
+            raise StateMismatch("its memory is missing")
+        undo.enter_context(shared)
+        bells = _bells(kept, state)
+        undo.callback(bells.close)
+        listener = _listener(spec, kept, socket_given)
+        undo.pop_all()
+    region = Region(spec, loop, emit, spare, shared=shared, listener=listener, configured=state["configured"])
+    try:
+        lost = _rejoin(region, state, kept, bells)
+        arrivals = _arrivals(kept, state["next_seq"])
+        still = [name for name in names if name in arrivals or name not in kept]
+        for name in set(names) - set(still):
+            keeper.drop(prefix + name)
+        record = Record.resume(keeper, prefix, ledger, region.export, still)
+        if listener.ours and "listener" not in still:
+            record.keep("listener", listener.sock.fileno())
+        region.resume(record, state["next_seq"], ledger)
+        for peer in lost:
+            region.remove(peer, LOST)
+        for name in arrivals:
+            _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
+    except BaseException:
+        region.let_go()
+        raise
+    finally:
+        kept.close()
+    region.serve()
+    return region
+
+
+def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> list[Peer]:
+    """Take in again everybody of the *state*; gives those of whom nothing was kept."""
+    lost = []
+    for entry in state["members"]:
+        if "outbox" not in entry:
+            region.rejoin_host(entry, state["host"]["totals"], bells)
+            continue
+        contents = _contents(kept.take(str(entry["seq"])), 1 + entry["vectors"])
+        peer = region.rejoin(entry, *(contents or _stand_ins(entry["vectors"])))
+        if contents is None:
+            lost.append(peer)
+    return lost
+
+
+def _bells(kept: Kept, state: dict[str, Any]) -> FdSet:
+    """Take the host peer's doorbells out of their vault."""
+    count = len(state["host"]["totals"]) if state["host"] else 0
+    if not count:
+        return FdSet()
+    fds = _look_into(kept.take("host"))
+    if fds is None or len(fds) != count:
+        raise StateMismatch("the host peer's doorbells are missing")
+    return fds
+
+
+def _listener(spec: RegionSpec, kept: Kept, socket_given: Fd | None) -> Listener:
+    if socket_given is not None:
+        return Listener.adopt(socket_given, spec.socket, ours=False)
+    if (fd := kept.take("listener")) is not None:
+        return Listener.adopt(fd, spec.socket)
+    return Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
+
+
+def _look_into(door: Fd | None) -> FdSet | None:
+    if door is None:
+        return None
+    with door, contextlib.suppress(OSError):
+        return look_into(door)
+    return None
+
+
+def _contents(door: Fd | None, count: int) -> tuple[socket.socket, FdSet] | None:
+    """Take a peer's socket and doorbells out of their vault; None if it is not what it should be."""
+    fds = _look_into(door)
+    if fds is None:
+        return None
+    if len(fds) != count:
+        fds.close()
+        return None
+    sock, *eventfds = fds.steal()
+    return socket.socket(fileno=sock), FdSet(eventfds)
+
+
+def _stand_ins(vectors: int) -> tuple[socket.socket, FdSet]:
+    """Make what a lost peer had, as if it had just hung up."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours, eventfd.make(vectors)
+
+
+def _arrivals(kept: Kept, next_seq: int) -> list[str]:
+    """Name the connections that were accepted and not yet written down, in the order of coming."""
+    return sorted((name for name in kept if name.isdecimal() and int(name) >= next_seq), key=int)
+
+
+def _admit_late(region: Region, seq: int, contents: tuple[socket.socket, FdSet] | None, record: Record) -> None:
+    if contents is None:
+        record.drop(str(seq))
+        return
+    sock, eventfds = contents
+    region.roster.next_seq = max(region.roster.next_seq, seq + 1)
+    region.receive(sock, Arrival(seq, eventfds))
