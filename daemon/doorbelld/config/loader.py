@@ -1,17 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads doorbelld.toml: all of it is checked, and all problems are reported at once, before anything is done.
+"""Reads the configuration: all of it is checked, and all problems are reported at once, before anything is done.
 
-What a ``[region.NAME]`` may say is `RegionSpec`'s business, here it only gets its file and line: tomllib does not
-tell lines, so `Lines` looks for the table's header and the key below it.
+`sources` finds and reads the files, `layers` makes one configuration of them and knows who wrote what, and here it is
+checked. What a ``[region.NAME]`` may say is `RegionSpec`'s business.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import tomllib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,14 @@ from ..errors import InvalidOptions, Problem
 from ..ivshmem.spec import RegionSpec
 from ..log import LEVELS
 from ..options import choice, option, parse, path
+from . import sources
+from .layers import Layers
+from .places import Path
+from .sources import Entry
 
 RUNTIME_DIRECTORY = "/run/doorbelld"
+_CURE_NAMED = "name one that is there with --config FILE"
+_CURE_FOUND = "let doorbelld read it, or remove it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,46 +38,91 @@ class DaemonSpec:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration."""
+    """A whole configuration, and (in `layers`) where it comes from."""
 
     daemon: DaemonSpec = field(default_factory=DaemonSpec)
     regions: dict[str, RegionSpec] = field(default_factory=dict)
+    layers: Layers = field(default_factory=Layers, compare=False, repr=False)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What was read, in that order."""
+        return tuple(self.layers.files)
+
+    def placed(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Fill in file and line of *problems* with this configuration."""
+        return self.layers.placed(problems, misnamed)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found and read, also where not all is well: the files with their bytes, and what came of them."""
+
+    entries: tuple[Entry, ...]
+    texts: Mapping[str, bytes]
+    config: Config
+    problems: tuple[Problem, ...]
+
+    def checked(self) -> Config:
+        """Give the configuration if nothing is wrong with it.
+
+        Raises:
+            InvalidOptions: with all problems, each with file and line.
+        """
+        if self.problems:
+            raise InvalidOptions(self.problems)
+        return self.config
 
 
 def load(file: str) -> Config:
-    """Read and check *file*.
+    """Read and check *file*, and nothing else.
 
     Raises:
         InvalidOptions: with all problems, each with file and line.
     """
-    try:
-        with open(file, "rb") as stream:
-            raw = stream.read()
-    except OSError as error:
-        cure = "name one that is there with --config FILE"
-        raise InvalidOptions([Problem(file, f"{error.strerror}", cure)]) from error
-    try:
-        text = raw.decode()
-        tables = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        problem = Problem("encoding", f"byte {error.start} is not UTF-8", "save the file as UTF-8", file)
-        raise InvalidOptions([problem]) from error
-    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets by the thousand
-        raise InvalidOptions([_syntax(file, str(error))]) from error
-    config, problems = interpret(tables)
-    if problems:
-        lines = Lines(text)
-        placed = sorted(((lines.find(p.key), p) for p in problems), key=lambda pair: pair[0])
-        raise InvalidOptions([dataclasses.replace(p, where=f"{file}:{line}") for line, p in placed])
-    return config
+    return read_file(file).checked()
 
 
-def interpret(tables: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
-    """Check parsed tables; gives what could be read and all problems."""
+def load_layered(root: str = "/") -> Config:
+    """Read and check what lies in the usual folders (below *root*): the main file and its drop-ins.
+
+    Raises:
+        InvalidOptions: with all problems of all files, each with file and line.
+    """
+    return read_layered(root).checked()
+
+
+def read_file(file: str) -> Reading:
+    """Read *file*, whatever is wrong with it."""
+    return _read([Entry(file)], [], _CURE_NAMED)
+
+
+def read_layered(root: str = "/") -> Reading:
+    """Read what lies in the usual folders (below *root*), whatever is wrong with it."""
+    return _read(*sources.find(root), _CURE_FOUND)
+
+
+def _read(entries: list[Entry], problems: list[Problem], cure: str) -> Reading:
+    texts: dict[str, bytes] = {}
+    documents = []
+    for entry in entries:
+        if entry.masks:
+            continue
+        try:
+            texts[entry.path] = sources.read(entry.path, cure)
+            documents.append(sources.parse(entry.path, texts[entry.path]))
+        except InvalidOptions as error:
+            problems += error.problems
+    config, found = interpret(Layers(documents))
+    return Reading(tuple(entries), texts, config, (*problems, *found))
+
+
+def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
+    """Check merged tables; gives what could be read and all problems, with their places."""
     problems: list[Problem] = []
     daemon = DaemonSpec()
     regions: dict[str, RegionSpec] = {}
-    for key, table in tables.items():
+    for key, table in layers.tables.items():
         if key not in ("daemon", "region", "device"):
             problems.append(Problem(key, "unknown table", "known are [daemon], [region.NAME] and [device.NAME]"))
         elif not isinstance(table, dict):
@@ -89,8 +139,9 @@ def interpret(tables: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
             ]
         else:
             _interpret_regions(table, regions, problems)
-    problems += _clashes(regions, daemon.runtime_directory)
-    return Config(daemon, regions), problems
+    problems += _clashes(regions, daemon.runtime_directory, layers)
+    config = Config(daemon, regions, layers)
+    return config, config.placed(problems)
 
 
 def _interpret_regions(table: Mapping[str, Any], regions: dict[str, RegionSpec], problems: list[Problem]) -> None:
@@ -104,71 +155,41 @@ def _interpret_regions(table: Mapping[str, Any], regions: dict[str, RegionSpec],
             problems += error.problems
 
 
-def _clashes(regions: Mapping[str, RegionSpec], runtime_directory: str) -> list[Problem]:
+def _clashes(regions: Mapping[str, RegionSpec], runtime_directory: str, layers: Layers) -> list[Problem]:
+    """Find what two regions want for themselves; wrong is the one that was written last."""
     problems: list[Problem] = []
     users: dict[tuple[str, str], str] = {}
+    wanted = []
     for name, spec in regions.items():
-        socket = spec.socket or f"{runtime_directory}/{name}/socket"
+        socket = spec.socket or default_socket(runtime_directory, name)
         for key, value in (("socket", socket), ("backing", spec.backing.path)):
-            user = users.setdefault((key, value), name)
-            if value and user != name:
-                cause = f"{value} is used by region {user} too"
-                problems.append(Problem(f"region.{name}.{key}", cause, "give each its own"))
+            written = layers.history(("region", name, key))
+            wanted.append((layers.order(written[-1].place) if written else (-1, 0), name, key, value))
+    for _, name, key, value in sorted(wanted, key=lambda one: one[0]):
+        user = users.setdefault((key, value), name)
+        if value and user != name:
+            written = layers.history(("region", user, key))
+            by = f"region {user} too" + (f" ({written[-1].place})" if written else "")
+            problems.append(Problem(f"region.{name}.{key}", f"{value} is used by {by}", "give each its own"))
     return problems
 
 
-def _syntax(file: str, said: str) -> Problem:
-    match = re.search(r"^(.*) \(at (?:line (\d+), column (\d+)|end of document)\)$", said)
-    where = f"{file}:{match[2]}:{match[3]}" if match and match[2] else file
-    cause = (match[1] if match else said).rstrip(".")
-    return Problem("syntax", cause, "see https://toml.io for how TOML is written", where)
+def default_socket(runtime_directory: str, name: str) -> str:
+    """Say where the clients of region *name* connect unless it says otherwise."""
+    return os.path.join(runtime_directory, name, "socket")
 
 
-class Lines:
-    """Finds the line of a dotted key in a text that tomllib has accepted; the nearest table's if there is no better."""
-
-    _HEADER = re.compile(r"^\s*\[(\[)?\s*(.+?)\s*\]?\]\s*(?:#.*)?$")
-    _WORD = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
-    _KEY = re.compile(rf"^\s*({_WORD}(?:\s*\.\s*{_WORD})*)\s*=")
-
-    def __init__(self, text: str) -> None:
-        self._lines: dict[str, int] = {}
-        self._implied: dict[str, int] = {}
-        prefix = ""
-        counts: dict[str, int] = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            if header := self._HEADER.match(line):
-                name = _plain(header[2])
-                if header[1]:
-                    counts[name] = counts.get(name, -1) + 1
-                prefix = _numbered(name, counts)
-                self._lines.setdefault(prefix, number)
-                for dot in re.finditer(r"\.", prefix):
-                    self._implied.setdefault(prefix[: dot.start()], number)
-            elif key := self._KEY.match(line):
-                dotted = _plain(key[1])
-                self._lines.setdefault(f"{prefix}.{dotted}" if prefix else dotted, number)
-
-    def find(self, key: str) -> int:
-        """Give the line of *key*, or of the nearest table above it; 1 if there is none."""
-        while key:
-            for known in (self._lines, self._implied):
-                if key in known:
-                    return known[key]
-            key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return 1
+def keys_of(table: type) -> list[str]:
+    """Name the keys of a table of options, in the order in which they are declared."""
+    return [f.name.replace("_", "-") for f in dataclasses.fields(table) if "convert" in f.metadata]
 
 
-def _numbered(name: str, counts: Mapping[str, int]) -> str:
-    """Put the number of the entry at hand behind each array of tables in the dotted *name*."""
-    parts = name.split(".")
-    said = ""
-    for length, part in enumerate(parts, 1):
-        said += f".{part}" if said else part
-        if (count := counts.get(".".join(parts[:length]))) is not None:
-            said += f"[{count}]"
-    return said
-
-
-def _plain(dotted: str) -> str:
-    return re.sub(r"""\s*\.\s*""", ".", dotted).replace('"', "").replace("'", "")
+def misnamed(path: Path) -> bool:
+    """Tell whether there is no option of the name *path*, whatever its value."""
+    match path:
+        case ("daemon", key):
+            return key not in keys_of(DaemonSpec)
+        case ("region", _, key):
+            return key not in keys_of(RegionSpec)
+        case _:
+            return len(path) == 1 and path[0] not in ("daemon", "region", "device")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doorbelld.config.loader import Config, DaemonSpec, Lines, interpret, load
+from doorbelld.config.layers import Layers
+from doorbelld.config.loader import Config, DaemonSpec, interpret, load, load_layered
+from doorbelld.config.sources import Document
 from doorbelld.errors import InvalidOptions, Problem
 from doorbelld.ivshmem.spec import RegionSpec
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -73,7 +75,9 @@ def test_a_good_one(tmp_path: Path) -> None:
 def test_an_empty_one_is_the_default(tmp_path: Path) -> None:
     file = tmp_path / "doorbelld.toml"
     file.write_text("")
-    assert load(str(file)) == Config()
+    config = load(str(file))
+    assert config == Config()
+    assert config.files == (str(file),)
 
 
 CASES = [
@@ -185,7 +189,13 @@ backing = "file:/dev/shm/same"
         ("doorbelld.toml:6", "region.two.socket"),
         ("doorbelld.toml:7", "region.two.backing"),
     ]
-    assert "used by region one too" in found[0].cause
+    assert found[0].cause == "/run/d/one/socket is used by region one too"
+    assert found[1].cause == f"/dev/shm/same is used by region one too ({tmp_path}/doorbelld.toml:4)"
+
+
+def test_the_one_who_says_it_clashes_with_the_one_who_has_it_by_default(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, '[region.a]\nsocket = "/run/doorbelld/b/socket"\n[region.b]\n')
+    assert (problem.key, place(problem)) == ("region.a.socket", "doorbelld.toml:2")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +207,9 @@ backing = "file:/dev/shm/same"
         ("a = 1\na = 2\n", ":2:6", "Cannot overwrite"),
         (f"a = {'9' * 5000}", "", "digits"),
         (f"a = {'[' * 9999}", "", "recursion"),
-        (b'[region.demo]\nsocket = "/\xff"', "", "byte 25 is not UTF-8"),
+        (f"\n[region.demo]\nsize{'.a' * 5000} = 1", ":3", "levels deep"),
+        (f"a = {'[' * 50}{']' * 50}", ":1", "levels deep"),
+        (b'[region.demo]\nsocket = "/\xff"', ":2", "byte 25 is not UTF-8"),
     ],
 )
 def test_what_is_no_toml(tmp_path: Path, text: str | bytes, where: str, cause: str) -> None:
@@ -226,75 +238,167 @@ def test_tables_that_are_none(tmp_path: Path, value: str) -> None:
     assert (problem.key, problem.cause, place(problem)) == ("region.demo", "is no table", "doorbelld.toml:2")
 
 
-LINES = """# a comment with [brackets] and key = value
-top = 1
-[daemon]   # the daemon
-log-level = "info"
-
-[ region . "quoted name" ]
-'size' = 1
-"many"."parts" . here = 2
-[region.demo]
-socket = "/x"
-inline = { a = 1, b = { c = 2 } }
-list = [
-  { x = 1 },
-  { x = 2 },
-]
-[[region.demo.peer]]
-id = 1
-[[ region.demo.peer ]]
-id = 2
-match = { uid = 3 }
-[[region.demo.peer]]
-[region.demo.peer.match]
-vm = "a"
-[[region.other.peer]]
-id = 9
-"""
-
-
-@pytest.mark.parametrize(
-    ("key", "line"),
-    [
-        ("top", 2),
-        ("daemon", 3),
-        ("daemon.log-level", 4),
-        ("daemon.missing", 3),
-        ("region.quoted name", 6),
-        ("region.quoted name.size", 7),
-        ("region.quoted name.many.parts.here", 8),
-        ("region.demo.socket", 10),
-        ("region.demo.inline.b.c", 11),
-        ("region.demo.list[1].x", 12),
-        ("region.demo.peer[0].id", 17),
-        ("region.demo.peer[1]", 18),
-        ("region.demo.peer[1].id", 19),
-        ("region.demo.peer[1].match.uid", 20),
-        ("region.demo.peer[2].match", 22),
-        ("region.demo.peer[2].match.vm", 23),
-        ("region.demo.peer[2].match.uid", 22),
-        ("region.demo.peer[9].id", 9),
-        ("region.other.peer[0].id", 25),
-        ("nothing.like.it", 1),
-        ("", 1),
-        ("a[", 1),
-        ("region.demo.a[b", 9),
-    ],
-)
-def test_lines(key: str, line: int) -> None:
-    assert Lines(LINES).find(key) == line
-
-
 def test_a_bracket_in_a_key_is_found(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, '[region]\ndemo = { "a[" = 1 }\n')
     assert (problem.key, place(problem)) == ("region.demo.a[", "doorbelld.toml:2")
 
 
-@given(st.text(), st.text(alphabet="ab.[]0\n\"'="))
-@example("", "a[")
-def test_looking_for_a_line_always_ends(text: str, key: str) -> None:
-    assert 1 <= Lines(text).find(key) <= max(1, len(text.splitlines()))
+def test_what_looks_like_a_key_in_a_string_is_none(tmp_path: Path) -> None:
+    text = """[region.demo]
+socket = '''
+[region.demo]
+size = 5
+'''
+# a line separator \u2028 is no end of a line
+size = 5
+"""
+    assert [(p.key, place(p)) for p in problems_of(tmp_path, text)] == [
+        ("region.demo.socket", "doorbelld.toml:2"),
+        ("region.demo.size", "doorbelld.toml:7"),
+    ]
+
+
+# Several files
+
+
+def layered(path: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return path
+
+
+def layered_problems(path: Path, files: dict[str, str]) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidOptions) as caught:
+        load_layered(str(layered(path, files)))
+    return [(p.where.removeprefix(f"{path}/"), p.key.removeprefix(f"{path}/")) for p in caught.value.problems]
+
+
+def test_no_file_at_all_is_the_default(tmp_path: Path) -> None:
+    config = load_layered(str(tmp_path))
+    assert config == Config()
+    assert config.files == ()
+
+
+def test_layers_are_merged_key_by_key(tmp_path: Path) -> None:
+    root = layered(
+        tmp_path,
+        {
+            "usr/lib/doorbelld/doorbelld.toml": "[region.vendor]\n",
+            "etc/doorbelld/doorbelld.toml": """
+                [region.demo]
+                size = "1M"
+                vectors = 2
+                [[region.demo.peer]]
+                match = { vm = "a" }
+                [[region.demo.peer]]
+                match = { vm = "b" }
+            """,
+            "usr/lib/doorbelld/doorbelld.d/20.toml": '[region.demo]\nsize = "2M"\nmax-peers = 5\n',
+            "run/doorbelld/doorbelld.d/10.toml": '[daemon]\nlog-level = "debug"\n[region.demo]\nsize = "8M"\n',
+            "run/doorbelld/doorbelld.d/25.toml": "",
+            "run/doorbelld/doorbelld.d/30.toml": '[[region.demo.peer]]\nmatch = { vm = "c" }\n[region.more]\n',
+        },
+    )
+    config = load_layered(str(root))
+    assert list(config.regions) == ["demo", "more"]
+    demo = config.regions["demo"]
+    assert (demo.size, demo.vectors, demo.max_peers) == (2 << 20, 2, 5)
+    assert [rule.match.vm for rule in demo.peer] == ["c"]
+    assert config.daemon.log_level == "debug"
+    assert [file.removeprefix(f"{root}/") for file in config.files] == [
+        "etc/doorbelld/doorbelld.toml",
+        "run/doorbelld/doorbelld.d/10.toml",
+        "usr/lib/doorbelld/doorbelld.d/20.toml",
+        "run/doorbelld/doorbelld.d/30.toml",
+    ]
+
+
+def test_the_problems_of_all_files_come_at_once_each_with_its_place(tmp_path: Path) -> None:
+    assert layered_problems(
+        tmp_path,
+        {
+            "etc/doorbelld/doorbelld.toml": "[daemon]\nlog-level = 'loud'\n[region.a]\nsize = 5\nvectors = 'x'\n",
+            "etc/doorbelld/doorbelld.d/10.toml": "[region.a]\nsize = 6\n",
+            "run/doorbelld/doorbelld.d/20.toml": "[region.a]\nvectors = 4\n[[region.a.peer]]\nid = 3\n",
+            "usr/lib/doorbelld/doorbelld.d/30.toml": "[broken\n",
+            "usr/lib/doorbelld/doorbelld.d/40.toml": "\n[device.x]\n",
+        },
+    ) == [
+        ("usr/lib/doorbelld/doorbelld.d/30.toml:1:8", "syntax"),
+        ("etc/doorbelld/doorbelld.toml:2", "daemon.log-level"),
+        ("etc/doorbelld/doorbelld.d/10.toml:2", "region.a.size"),
+        ("run/doorbelld/doorbelld.d/20.toml:3", "region.a.peer[0].match"),
+        ("usr/lib/doorbelld/doorbelld.d/40.toml:2", "device.x"),
+    ]
+
+
+def test_a_wrong_name_is_wrong_in_every_file(tmp_path: Path) -> None:
+    wrong = "[regions]\n[region.a]\ncolour = 1\n[daemon]\nloud = 1\n"
+    found = layered_problems(
+        tmp_path, {"etc/doorbelld/doorbelld.toml": wrong, "etc/doorbelld/doorbelld.d/a.toml": wrong}
+    )
+    assert found == [
+        (f"etc/doorbelld/{file}:{line}", key)
+        for file in ("doorbelld.toml", "doorbelld.d/a.toml")
+        for line, key in ((1, "regions"), (3, "region.a.colour"), (5, "daemon.loud"))
+    ]
+
+
+def test_what_clashes_over_files_is_told_where_it_was_written_last(tmp_path: Path) -> None:
+    files = {
+        "etc/doorbelld/doorbelld.toml": '[region.a]\nsocket = "/a"\n[region.b]\nsocket = "/b"\n',
+        "etc/doorbelld/doorbelld.d/10.toml": '[region.a]\nbacking = "shm:x"\nsocket = "/b"\n',
+        "etc/doorbelld/doorbelld.d/20.toml": '[region.b]\nbacking = "shm:x"\n',
+    }
+    with pytest.raises(InvalidOptions) as caught:
+        load_layered(str(layered(tmp_path, files)))
+    etc = f"{tmp_path}/etc/doorbelld"
+    assert [(p.where, p.key, p.cause) for p in caught.value.problems] == [
+        (f"{etc}/doorbelld.d/10.toml:3", "region.a.socket", f"/b is used by region b too ({etc}/doorbelld.toml:4)"),
+        (
+            f"{etc}/doorbelld.d/20.toml:2",
+            "region.b.backing",
+            f"/dev/shm/x is used by region a too ({etc}/doorbelld.d/10.toml:2)",
+        ),
+    ]
+
+
+def test_a_default_that_clashes_is_told_at_the_file_that_made_it_so(tmp_path: Path) -> None:
+    files = {
+        "etc/doorbelld/doorbelld.toml": "[region.a]\n",
+        "etc/doorbelld/doorbelld.d/10.toml": "\n[region.a]\nfirst-id = 65535\n",
+    }
+    assert layered_problems(tmp_path, files) == [("etc/doorbelld/doorbelld.d/10.toml:2", "region.a.host-peer-id")]
+
+
+def test_a_value_that_was_wrong_and_is_overridden_is_no_problem(tmp_path: Path) -> None:
+    files = {
+        "usr/lib/doorbelld/doorbelld.toml": "region = 3\n[daemon.log-level]\nx = 1\n",
+        "etc/doorbelld/doorbelld.d/10.toml": "[daemon]\nlog-level = 'error'\n[region.demo]\n",
+    }
+    config = load_layered(str(layered(tmp_path, files)))
+    assert (config.daemon.log_level, list(config.regions)) == ("error", ["demo"])
+
+
+def test_files_that_can_not_be_read_are_told_with_the_rest(tmp_path: Path) -> None:
+    root = layered(tmp_path, {"etc/doorbelld/doorbelld.d/20.toml": "[region.a]\nsize = 5\n"})
+    etc = root / "etc/doorbelld"
+    (etc / "doorbelld.d/10.toml").symlink_to("nowhere.toml")
+    (etc / "doorbelld.toml").symlink_to("doorbelld.toml")
+    layered(root, {"run/doorbelld/doorbelld.d": "a file where a folder should be"})
+    (etc / "doorbelld.d/30.toml").write_bytes(b"# \xff")
+    with pytest.raises(InvalidOptions) as caught:
+        load_layered(str(root))
+    assert [(p.where or p.key, p.cause.partition(";")[0]) for p in caught.value.problems] == [
+        (f"{root}/run/doorbelld/doorbelld.d", "Not a directory"),
+        (f"{etc}/doorbelld.toml", "Too many levels of symbolic links"),
+        (f"{etc}/doorbelld.d/10.toml", "No such file or directory"),
+        (f"{etc}/doorbelld.d/30.toml:1", "byte 2 is not UTF-8"),
+        (f"{etc}/doorbelld.d/20.toml:2", "5 is not a power of two (QEMU needs one)"),
+    ]
+    assert all("--config" not in p.cure for p in caught.value.problems)
 
 
 WORDS = (
@@ -333,8 +437,8 @@ TABLES = st.fixed_dictionaries(
 @given(TABLES)
 @settings(deadline=None, max_examples=400)
 def test_interpret_never_crashes_and_every_problem_has_words(tables: dict[str, Any]) -> None:
-    config, problems = interpret(tables)
-    assert all(p.key and p.cause and p.cure for p in problems)
+    config, problems = interpret(Layers([Document("any.toml", tables, {})]))
+    assert all(p.key and p.cause and p.cure and p.where == "any.toml:1" for p in problems)
     assert all(isinstance(spec, RegionSpec) for spec in config.regions.values())
     text_of_all = str(InvalidOptions(problems))
     assert text_of_all.count("; ") >= len(problems)
