@@ -19,6 +19,7 @@ import pytest
 from support.busctl import Busctl
 from support.daemon import BIN, Daemon
 from support.needs import require
+from support.rawclient import RawClient
 
 DEADLINE = 30.0
 LIBRARIES = ("dbus_next", "dbus_fast")
@@ -122,7 +123,7 @@ def test_a_region_that_can_not_be_made_is_73_and_nothing_is_left(config: Write, 
     for region, cure in (
         ("blocked", "remove it or choose another socket path"),
         ("homeless", "make its directory"),
-        ("below-a-file", "or choose another socket path"),
+        ("below-a-file", "choose another socket path"),
     ):
         (line,) = [line for line in done.stderr.splitlines() if f"region={region}" in line]
         assert cure in line
@@ -259,11 +260,28 @@ def test_hangup_applies_the_difference(daemon: Daemon) -> None:
     assert bus.get("/region/new", "Region", "Vectors") == 2
 
 
+def test_hangup_changes_what_can_change_live(daemon: Daemon) -> None:
+    bus = Busctl(daemon.bus)
+    client = RawClient(str(daemon.socket("stays"))).greet(4)
+    reload(daemon, '[region.stays]\nmax-peers = 1\nstall-timeout = "5s"\nmode = "0600"\n')
+    assert bus.get("/region/stays", "Region", "MaxPeers") == 1
+    assert bus.get("/region/stays", "Region", "StallTimeoutUSec") == 5_000_000
+    assert daemon.socket("stays").stat().st_mode & 0o777 == 0o600
+    assert not client.eof
+    refused = RawClient(str(daemon.socket("stays")))
+    refused.until_eof()
+    client.close()
+    refused.close()
+
+
 @pytest.mark.parametrize(
     ("regions", "words"),
     [
         ("[region.stays]\nsize = 3\n", "is not a power of two"),
-        ("[region.stays]\nvectors = 9\n", "can't change while it serves; doorbellctl remove stays"),
+        (
+            "[region.stays]\nvectors = 9\n",
+            "can't change live: peers were told of so many doorbells; doorbellctl remove stays",
+        ),
         ("[[[", "syntax"),
     ],
 )
