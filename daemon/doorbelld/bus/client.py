@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
@@ -32,15 +32,18 @@ from typing import Any
 from ..errors import BusUnavailable, DoorbellError
 from ..fds.owned import Fd
 from . import library
-from .library import Message, MessageType, Variant, unwrap
+from .library import Message, MessageFlag, MessageType, Variant, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH, ERROR_PREFIX, OBJECT_MANAGER, PROPERTIES, ROOT
 from .writer import Writer
 
 CALL_SECONDS = 60.0
+AUTHENTICATION_SECONDS = 150.0
+"""What a call takes at most if a person has to authenticate for it: longer than polkit and the daemon wait."""
 BACKLOG_MAX = 100_000
 """Signals that a subscription keeps for a reader that is slow; those beyond are counted in ``lost``."""
 
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
+_AUTHENTICATE = "InteractiveAuthorizationRequired"
 _NOBODY = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected")
 
 
@@ -177,6 +180,8 @@ class Client:
         self.address = address
         self.gone: BusUnavailable | None = None
         """Why the connection is lost, once it is."""
+        self.authenticate: Callable[[], Awaitable[None]] | None = None
+        """Gets ready to have a person authenticate; a call that takes that fails if this is None, as it is at first."""
         self._bus = bus
         # the libraries' own one takes a full socket for the end of the connection, see writer.py
         bus._writer = self._writer = Writer(bus._sock, loop, bus._finalize, lambda pressed: None)
@@ -243,6 +248,28 @@ class Client:
             CallFailed: the reply is an error, or none comes within *timeout* seconds (None waits for ever).
             BusUnavailable: the connection is lost.
         """
+        arguments = destination, path, interface, member, signature, body
+        try:
+            return await self._call(MessageFlag.NONE, timeout, *arguments)
+        except CallFailed as error:
+            if self.authenticate is None or error.name != f"{_FREEDESKTOP_ERROR}.{_AUTHENTICATE}":
+                raise
+            await self.authenticate()
+        return await self._call(
+            MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION, timeout and max(timeout, AUTHENTICATION_SECONDS), *arguments
+        )
+
+    async def _call(
+        self,
+        flags: Any,
+        timeout: float | None,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+    ) -> list[Any]:
         if self.gone is not None:
             raise self.gone
         message = Message(
@@ -252,6 +279,7 @@ class Client:
             member=member,
             signature=signature,
             body=list(body),
+            flags=flags,
             serial=self._bus.next_serial(),
         )
         self._expected.add(message.serial)

@@ -17,6 +17,7 @@ import structlog
 
 from ..errors import BusUnavailable
 from ..host.host import Host
+from . import polkit
 from .announcer import Announcer
 from .authority import Authority
 from .library import Message, MessageType, connect, discard, unwrap
@@ -47,6 +48,7 @@ class Connection:
         self._loop = loop
         self._locate = locate
         self._authority = Authority(self._ask)
+        self._polkit = polkit.Polkit(self._call)
         tree = Tree(host, reload)
         self._router = Router(tree, self._authority)
         self._announcer = Announcer(loop, tree, self._router)
@@ -103,12 +105,15 @@ class Connection:
         self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, self._lost)
         self._bus = bus
         self._router.writer, self._router.next_serial = self._writer, bus.next_serial
+        with_polkit = polkit.answers_for(address)
+        self._authority.forget(self._polkit if with_polkit else None)
         bus.add_message_handler(self._router.handle)  # before the name is ours: calls come at once then
         try:
-            reply = await bus.call(_to_bus("RequestName", "su", [BUS_NAME, _DO_NOT_QUEUE]))
-            if reply.message_type is MessageType.ERROR:
-                raise BusUnavailable(f"{reply.body[0]}; see the bus's policy (dbus/{BUS_NAME}.conf)")
-            if reply.body[0] != _PRIMARY_OWNER:
+            if with_polkit:
+                bus.add_message_handler(self._polkit.hear)
+                for rule in polkit.RULES:
+                    await self._order("AddMatch", "s", [rule])
+            if await self._order("RequestName", "su", [BUS_NAME, _DO_NOT_QUEUE]) != _PRIMARY_OWNER:
                 raise BusUnavailable("another doorbelld owns it; stop that one, or use another --bus")
         except Exception as error:
             self._drop()
@@ -128,6 +133,7 @@ class Connection:
     def _drop(self) -> None:
         self._router.writer = None
         self._authority.forget()
+        self._polkit.forget()
         self._announcer.press(False)
         self._silence()
         if self._bus is not None:
@@ -135,10 +141,23 @@ class Connection:
         self._bus = self._reader = self._writer = None
 
     async def _ask(self, sender: str) -> dict[str, Any]:
-        reply = await self._bus.call(_to_bus("GetConnectionCredentials", "s", [sender]))
+        reply = await self._call(_to_bus("GetConnectionCredentials", "s", [sender]))
         if reply.message_type is MessageType.ERROR:
             raise ValueError(reply.body[0])
         return dict(unwrap(reply.body[0]))
+
+    async def _order(self, member: str, signature: str, body: list[Any]) -> Any:
+        """Call the bus itself for something that we can't do without; gives the one value of the reply, if any."""
+        reply = await self._call(_to_bus(member, signature, body))
+        if reply.message_type is MessageType.ERROR:
+            raise BusUnavailable(f"{reply.body[0]}; see the bus's policy (dbus/{BUS_NAME}.conf)")
+        return reply.body[0] if reply.body else None
+
+    async def _call(self, message: Any) -> Any:
+        """Send a call and give the reply."""
+        if self._bus is None:
+            raise BusUnavailable("the message bus is gone")
+        return await self._bus.call(message)
 
 
 def _to_bus(member: str, signature: str, body: list[Any]) -> Any:

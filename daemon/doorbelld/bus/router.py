@@ -11,6 +11,7 @@ what is wrong with a call is its error reply, what is wrong with us is one too, 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,10 @@ import structlog
 from ..errors import DoorbellError
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
-from . import interfaces
-from .authority import Authority
+from . import interfaces, paths
+from .authority import Action, Authority, InteractiveAuthorizationRequired, Request, size_of
 from .library import Message, MessageFlag, MessageType
-from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, OBJECT_MANAGER, PROPERTIES, ROOT
+from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT
 from .objects import Tree
 from .views import Call, View
 from .writer import Writer, empty_return
@@ -32,8 +33,13 @@ log = structlog.get_logger()
 
 _METHOD_CALL = MessageType.METHOD_CALL
 _NO_REPLY_EXPECTED = MessageFlag.NO_REPLY_EXPECTED
+_INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
 _STANDARD = (DBUS_PEER, INTROSPECTABLE, PROPERTIES)
+_REGIONS = f"{ROOT}/region/"
+_NAME_REGIONS = frozenset(("ListPeers", "Notify", "NotifyMany", "CreateRegion", "RemoveRegion"))
+"""The manager's methods whose first argument is a region's name."""
+_NAME_MAX = 64
 
 
 class CallError(Exception):
@@ -62,7 +68,7 @@ class Router:
             result = self._dispatch(msg)
             if type(result) is tuple:  # as most are; isawaitable takes its time to say no
                 self._reply(msg, *result)
-            else:
+            elif result is not None:
                 self._later(msg, result)
         except Exception as error:
             self._reply_error(msg, error)
@@ -71,7 +77,7 @@ class Router:
     # Finding what to call
 
     def _dispatch(self, msg: Any) -> Any:
-        """Call what *msg* names: gives (signature, value), or an awaitable of it."""
+        """Call what *msg* names: gives (signature, value), an awaitable of it, or None if somebody is to be asked."""
         view = self._tree.find(msg.path)
         if view is not None and msg.interface in (view.interface.name, None):
             call = view.calls.get(msg.member)
@@ -86,25 +92,44 @@ class Router:
             raise CallError(
                 "InvalidArgs", f'{msg.member} takes arguments of signature "{call.takes}", not "{msg.signature}"'
             )
-        who = self._authority.known(msg.sender)
+        who = self._authority.trusted(msg.sender)
         if who is None:
-            return self._call_when_known(msg, call)
+            return self._if_allowed(msg, call.action, functools.partial(self._call_now, msg, call))
+        return self._call_as(who, msg, view, call)
+
+    def _call_now(self, msg: Any, call: Call, who: Credentials) -> Any:
+        if (view := self._tree.find(msg.path)) is None:  # what was there may be gone, or another by now
+            raise CallError("UnknownObject", f"{msg.path} went away")
         return self._call_as(who, msg, view, call)
 
     def _call_as(self, who: Credentials, msg: Any, view: View, call: Call) -> Any:
-        self._authority.check(call.action, who)
         arguments = (who, *msg.body) if call.wants_caller else msg.body
         result = call.function(view, *arguments)
         if result is not None and inspect.isawaitable(result):
             return self._awaited(call, result)
         return call.returns, result
 
-    async def _call_when_known(self, msg: Any, call: Call) -> Any:
-        who = await self._authority.learn(msg.sender)
-        if (view := self._tree.find(msg.path)) is None:  # what was there may be gone, or another by now
-            raise CallError("UnknownObject", f"{msg.path} went away")
-        result = self._call_as(who, msg, view, call)
-        return await result if inspect.isawaitable(result) else result
+    def _if_allowed(self, msg: Any, action: Action, begin: Callable[[Credentials], Any]) -> Any:
+        """Give what *begin* gives if the caller may do *action*; None if that is to be asked, and reply then."""
+        request = Request(msg.sender, action, _region(msg), bool(msg.flags & _INTERACTIVE))
+        who = self._authority.decided(request)
+        if who is not None:
+            return begin(who)
+        asked_by = self.writer
+
+        def go_on(who: Credentials) -> None:
+            result = begin(who)
+            if type(result) is tuple:
+                self._reply(msg, *result)
+            else:
+                self._later(msg, result)
+
+        def refuse(error: Exception) -> None:
+            if self.writer is asked_by:  # else the caller's bus is gone, and its name another's on the new one
+                self._reply_error(msg, error)
+
+        self._authority.in_turn(request, size_of(msg.body), go_on, refuse)
+        return None
 
     @staticmethod
     async def _awaited(call: Call, result: Any) -> tuple[str, Any]:
@@ -112,22 +137,27 @@ class Router:
 
     # The interfaces that every object has
 
-    def _standard(self, msg: Any, view: View | None) -> tuple[str, Any]:
+    def _standard(self, msg: Any, view: View | None) -> Any:
         for name in (*_STANDARD, OBJECT_MANAGER):
             if msg.interface in (name, None) and msg.member in interfaces.standard(name).methods:
                 takes = interfaces.standard(name).methods[msg.member].takes
                 if msg.signature != takes:
                     raise CallError("InvalidArgs", f'{msg.member} takes "{takes}", not "{msg.signature}"')
-                return self._answer(msg, name, view)
+                if name == DBUS_PEER:
+                    return ("", None) if msg.member == "Ping" else ("s", _machine_id())
+                if self._authority.all_may_inspect(msg.sender) or self._authority.trusted(msg.sender) is not None:
+                    return self._answer(msg, name, view)
+                return self._if_allowed(msg, Action.INSPECT, functools.partial(self._answer_now, msg, name))
         if view is None and not self._tree.children(msg.path):
             raise CallError("UnknownObject", f"no object at {msg.path}")
         if msg.interface in (*_STANDARD, OBJECT_MANAGER, view.interface.name if view else None, None):
             raise CallError("UnknownMethod", f"{msg.interface or msg.path} has no method {msg.member}")
         raise CallError("UnknownInterface", f"{msg.path} has no interface {msg.interface}")
 
+    def _answer_now(self, msg: Any, interface: str, _: Credentials) -> tuple[str, Any]:
+        return self._answer(msg, interface, self._tree.find(msg.path))
+
     def _answer(self, msg: Any, interface: str, view: View | None) -> tuple[str, Any]:
-        if interface == DBUS_PEER:
-            return ("", None) if msg.member == "Ping" else ("s", _machine_id())
         children = self._tree.children(msg.path)
         if view is None and not children:
             raise CallError("UnknownObject", f"no object at {msg.path}")
@@ -208,6 +238,8 @@ class Router:
     def _reply_error(self, msg: Any, error: Exception) -> None:
         if isinstance(error, CallError):
             name = f"{_FREEDESKTOP_ERROR}.{error.name}"
+        elif isinstance(error, InteractiveAuthorizationRequired):  # D-Bus has a name for it, which clients know
+            name = f"{_FREEDESKTOP_ERROR}.{type(error).__name__}"
         elif isinstance(error, DoorbellError):
             name = f"{ERROR_PREFIX}.{type(error).__name__}"
         else:
@@ -246,6 +278,17 @@ class Router:
         numbers = [fd.fileno() for fd in fds]
         message = Message(flags=_NO_REPLY_EXPECTED, serial=self.next_serial(), unix_fds=numbers, **fields)
         writer.write(message._marshall(True), fds)
+
+
+def _region(msg: Any) -> str:
+    """Tell the name of the region that a call is about: by its path, or as an argument of the manager's."""
+    if msg.path.startswith(_REGIONS):
+        name = paths.unescape(msg.path[len(_REGIONS) :].partition("/")[0])
+    elif msg.path == ROOT and msg.interface in (MANAGER, None) and msg.member in _NAME_REGIONS:
+        name = str(msg.body[0])
+    else:
+        name = ""
+    return name if len(name) <= _NAME_MAX else ""
 
 
 def _machine_id() -> str:

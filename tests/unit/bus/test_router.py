@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 import structlog
-from doorbelld.bus.authority import Authority
+from doorbelld.bus import router
+from doorbelld.bus.authority import Action, Authority
+from doorbelld.bus.interfaces import load
 from doorbelld.bus.library import Message, MessageFlag, MessageType, Variant, parse
 from doorbelld.bus.names import MANAGER, PEER, REGION, ROOT, VECTOR
 from doorbelld.bus.objects import Tree
+from doorbelld.bus.polkit import Answer, Polkit, Question
 from doorbelld.bus.router import Router
 from doorbelld.fds.owned import Fd
 from doorbelld.host.host import Host
@@ -103,8 +106,8 @@ class Bench:
 
     async def settle(self) -> None:
         async with asyncio.timeout(20):
-            while self.router._tasks:
-                await asyncio.wait(list(self.router._tasks))
+            while tasks := [*self.router._tasks, *self.authority._runners]:
+                await asyncio.wait(tasks)
 
     async def call(self, *arguments: Any, **more: Any) -> Any:
         """Send a call and give the one reply to it."""
@@ -122,6 +125,20 @@ class Bench:
         assert reply.message_type is MessageType.ERROR
         assert reply.signature == "s"
         return reply.error_name, reply.body[0]
+
+    async def rings(self) -> list[int]:
+        """Tell what was rung on the host peer's doorbells, once the loop has looked at them."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+        host = self.host.region("demo").host
+        assert host is not None
+        return list(host.totals)
+
+    async def rung(self, *totals: int) -> None:
+        """Wait until that was rung."""
+        async with asyncio.timeout(20):
+            while await self.rings() != list(totals):
+                pass
 
     def close(self) -> None:
         self.host.close()
@@ -412,6 +429,146 @@ async def test_the_host_peer_answers_though_it_is_not_listed(bench: Bench) -> No
     assert list(objects) == [DEMO]
 
 
+# With polkit, about strangers
+
+
+class FakePolkit(Polkit):
+    """Says ``answer`` to everything once it ``may_answer``, or what a person would; notes what it was asked."""
+
+    def __init__(self, answer: Answer = Answer.YES) -> None:
+        self.answer = answer
+        self.asked: list[tuple[Question, bool]] = []
+        self.kept: set[Question] = set()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    def granted(self, question: Question) -> bool:
+        return question in self.kept
+
+    async def check(self, question: Question) -> Answer:
+        self.asked.append((question, False))
+        await self.may_answer.wait()
+        return self.answer
+
+    async def challenge(self, question: Question) -> Answer:
+        self.asked.append((question, True))
+        return Answer.YES
+
+
+OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
+INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
+ASKED = [
+    ((ROOT, MANAGER, "ListRegions"), Action.INSPECT, ""),
+    ((ROOT, None, "ListPeers", "s", "demo"), Action.INSPECT, "demo"),
+    ((ROOT, MANAGER, "Notify", "sqq", "demo", 65535, 0), Action.NOTIFY, "demo"),
+    ((ROOT, MANAGER, "NotifyMany", "sa(qq)", "demo", []), Action.NOTIFY, "demo"),
+    ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", {}), Action.MANAGE, "new"),
+    ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "x" * 65, {}), Action.MANAGE, ""),
+    ((ROOT, MANAGER, "RemoveRegion", "s", "demo"), Action.MANAGE, "demo"),
+    ((ROOT, MANAGER, "RemoveDevice", "s", "demo"), Action.MANAGE, ""),  # a device of that name is no region
+    ((ROOT, MANAGER, "ListQueues", "s", "demo"), Action.INSPECT, ""),
+    ((DEMO, REGION, "Notify", "qq", 65535, 0), Action.NOTIFY, "demo"),
+    ((DEMO, REGION, "OpenMemory"), Action.OPEN_MEMORY, "demo"),
+    ((HOST_PEER, PEER, "NotifyAll"), Action.NOTIFY, "demo"),
+    ((f"{HOST_PEER}/vector/0", VECTOR, "Notify"), Action.NOTIFY, "demo"),
+    ((f"{ROOT}/region/caf_c3_a9", REGION, "Broadcast"), None, ""),  # there is none: nothing to ask about
+    ((DEMO, PROPERTIES, "GetAll", "s", ""), Action.INSPECT, "demo"),
+    ((DEMO, PROPERTIES, "Get", "ss", REGION, "Size"), Action.INSPECT, "demo"),
+    ((DEMO, INTROSPECTABLE, "Introspect"), Action.INSPECT, "demo"),
+    ((ROOT, OBJECT_MANAGER, "GetManagedObjects"), Action.INSPECT, ""),
+    ((ROOT, "org.freedesktop.DBus.Peer", "Ping"), None, ""),
+]
+
+
+@pytest.mark.parametrize(("call", "action", "region"), ASKED, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(ASKED)])
+async def test_what_polkit_is_asked(bench: Bench, call: tuple[Any, ...], action: Action | None, region: str) -> None:
+    """About strangers only, and what it forbids does not happen."""
+    polkit = FakePolkit(Answer.NO)
+    bench.authority.forget(polkit)
+    reply = await bench.call(*call, sender=STRANGER)
+    if action is None:
+        assert polkit.asked == []
+        return
+    assert polkit.asked == [(Question(STRANGER, action.id, region), False)]
+    assert reply.error_name == OURS + "AccessDenied"
+    assert f"may not {action.value}: polkit does not grant {action.id}" in reply.body[0]
+    assert (list(bench.host.regions), await bench.rings()) == (["demo"], [0, 0, 0, 0])
+    allowed = await bench.call(*call)
+    assert allowed.error_name != OURS + "AccessDenied"
+    assert len(polkit.asked) == 1
+    for fd in bench.writer.fds[-1]:
+        fd.close()
+
+
+async def test_what_polkit_grants_happens(bench: Bench) -> None:
+    bench.authority.forget(polkit := FakePolkit())
+    for call, action, _ in ASKED:
+        reply = await bench.call(*call, sender=STRANGER)
+        assert reply.error_name != OURS + "AccessDenied"
+        for fd in bench.writer.fds[-1]:
+            fd.close()
+        if call[2] == "RemoveRegion":
+            assert list(bench.host.regions) == ["new"]
+            bench.router._tree.drop_region(DEMO)  # as the announcer does
+            await bench.host.create_region(RegionSpec("demo"))
+        assert action is None or polkit.asked[-1][0].action == action.id
+    await bench.rung(3, 1, 1, 1)
+
+
+def test_the_methods_that_name_a_region_are_those_of_the_interface() -> None:
+    methods = load(MANAGER).element.iter("method")
+    first = {
+        str(method.get("name")): next((str(arg.get("name")) for arg in method.iter("arg")), "") for method in methods
+    }
+    named = {name for name, arg in first.items() if arg == "region" or (arg == "name" and name.endswith("Region"))}
+    assert named == router._NAME_REGIONS
+
+
+async def test_a_person_is_asked_only_where_the_call_allows_it(bench: Bench) -> None:
+    polkit = FakePolkit(Answer.CHALLENGE)
+    bench.authority.forget(polkit)
+    question = Question(STRANGER, Action.NOTIFY.id, "demo")
+    call = (DEMO, REGION, "Notify", "qq", 65535, 0)
+    name, said = await bench.error(*call, sender=STRANGER)
+    assert name == FREEDESKTOP + "InteractiveAuthorizationRequired"
+    assert Action.NOTIFY.id in said
+    assert polkit.asked == [(question, False)]
+    polkit.asked.clear()
+    reply = await bench.call(*call, sender=STRANGER, flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+    assert reply.message_type is MessageType.METHOD_RETURN
+    assert polkit.asked == [(question, False), (question, True)]
+    await bench.rung(1, 0, 0, 0)
+
+
+async def test_what_is_known_to_be_granted_is_answered_at_once(bench: Bench) -> None:
+    polkit = FakePolkit()
+    bench.authority.forget(polkit)
+    await bench.call(ROOT, MANAGER, "ListRegions", sender=STRANGER)
+    polkit.kept = {Question(STRANGER, Action.INSPECT.id, region) for region in ("", "demo")}
+    before = len(bench.writer.sent)
+    for call in ((ROOT, MANAGER, "ListRegions"), (DEMO, PROPERTIES, "GetAll", "s", REGION)):
+        bench.router.handle(bench.message(*call, sender=STRANGER))  # type: ignore[arg-type]
+    assert len(bench.writer.sent) == before + 2
+    assert len(polkit.asked) == 1
+
+
+async def test_whoever_polkit_is_asked_about_holds_up_nobody_else(bench: Bench) -> None:
+    polkit = FakePolkit()
+    bench.authority.forget(polkit)
+    polkit.may_answer.clear()
+    for number in range(3):
+        bench.router.handle(bench.message(DEMO, REGION, "Notify", "qq", 65535, number, sender=STRANGER))
+    bench.router.handle(bench.message(DEMO, REGION, "Notify", "qq", 65535, 3))
+    async with asyncio.timeout(20):
+        while not bench.writer.sent:
+            await asyncio.sleep(0)
+    assert [reply.destination for reply in bench.writer.sent] == [ME]
+    await bench.rung(0, 0, 0, 1)
+    polkit.may_answer.set()
+    await bench.settle()
+    assert [reply.reply_serial for reply in bench.writer.sent if reply.destination == STRANGER] == [1, 2, 3]
+
+
 # Whatever happens: exactly one reply
 
 PATHS = st.sampled_from(
@@ -469,8 +626,8 @@ def test_exactly_one_reply_whatever_is_called() -> None:
 
         bench = runner.run(start())
 
-        async def step(calls: list[Any]) -> None:
-            bench.authority.forget()
+        async def step(calls: list[Any], answer: Answer | None) -> None:
+            bench.authority.forget(FakePolkit(answer) if answer else None)
             if "demo" not in bench.host.regions:
                 await bench.host.create_region(RegionSpec("demo", size=4096))
             before = len(bench.writer.sent)
@@ -497,10 +654,10 @@ def test_exactly_one_reply_whatever_is_called() -> None:
                 bench.host.regions["demo"].disconnect(peer, "the example is over")
             await asyncio.sleep(0)
 
-        @given(st.lists(CALLS, min_size=1, max_size=8))
+        @given(st.lists(CALLS, min_size=1, max_size=8), st.sampled_from([None, *Answer]))
         @settings(deadline=None, max_examples=300)
-        def prove(calls: list[Any]) -> None:
-            runner.run(step(calls))
+        def prove(calls: list[Any], answer: Answer | None) -> None:
+            runner.run(step(calls, answer))
 
         try:
             prove()
