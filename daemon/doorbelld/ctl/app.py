@@ -5,18 +5,23 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import click
+from click.core import ParameterSource
 
 from .. import __version__
 from .completion import PROGRAM, VARIABLE
+from .remote import complete_host, validate_host
 from .session import Session, validate_bus
 
 SECTIONS = {
     "Look": {
-        "status": ("looking", "Show one region in detail."),
+        "status": ("looking", "Show the daemon, or one region, in detail."),
         "peers": ("looking", "List who is connected to a region."),
+        "top": ("top", "Show the load of regions and peers, live."),
         "monitor": ("monitor", "Print what happens, as it happens."),
+        "wait": ("waiting", "Wait until a guest rings, and run a command."),
         "describe": ("looking", "Print everything there is, as JSON."),
     },
     "Ring": {
@@ -28,6 +33,7 @@ SECTIONS = {
         "create": ("managing", "Make a region."),
         "remove": ("managing", "Remove a region."),
         "reload": ("managing", "Have the configuration read again."),
+        "cat-config": ("configuration", "Print the configuration and where it comes from."),
         "read": ("memory", "Read a region's memory."),
         "write": ("memory", "Write to a region's memory."),
     },
@@ -35,6 +41,7 @@ SECTIONS = {
         "qemu-args": ("guests", "Print the QEMU arguments for a guest."),
         "libvirt-xml": ("guests", "Print the libvirt XML for a guest."),
         "selftest": ("selftest", "Find out whether everything works."),
+        "doctor": ("doctor", "Find out what is wrong, and the cure."),
     },
     "Shell": {
         "completion": ("completion", "Print a shell's completion script."),
@@ -50,20 +57,25 @@ Examples:
   doorbellctl qemu-args demo             what a guest needs to connect
   doorbellctl notify demo 0 2            ring vector 2 of peer 0
   doorbellctl monitor                    what happens, live
+  doorbellctl wait demo 1 --exec CMD     run a command when a guest rings
   doorbellctl selftest                   does everything work?
+  doorbellctl doctor                     and if not, why?
+  doorbellctl -H root@host top           the same, on another host
 
 \b
 Which daemon: the one on the bus that --bus or $DOORBELLD_BUS names; else
   the one on the system bus; else that of "doorbelld --bus private", whose bus
   is $XDG_RUNTIME_DIR/doorbelld/bus, ./run/bus of a checkout, or
-  /run/doorbelld/bus.
+  /run/doorbelld/bus. With --host: the one that is found so on that host, by
+  the doorbellctl there, which ssh starts, or what $DOORBELLD_SSH names.
 
 \b
 Exit status:
   0   done
   1   refused; standard error says why
   2   the command line is wrong
-  69  there is no daemon
+  69  there is no daemon; or, with --host, no such host or no doorbellctl there
+  124 wait: the time is over
 """
 
 
@@ -90,6 +102,8 @@ class Program(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that *args* name; suggest one where there is none."""
+        if ctx.params.get("host") and not ctx.resilient_parsing:
+            ctx.exit(_elsewhere(ctx, args))
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
             import difflib
 
@@ -121,19 +135,41 @@ class Program(click.Group):
     callback=validate_bus,
     help="The daemon's bus: system, session, private, or a D-Bus address. Default: where it is found, see below.",
 )
+@click.option(
+    "-H",
+    "--host",
+    default="",
+    metavar="[USER@]HOST",
+    callback=validate_host,
+    shell_complete=complete_host,
+    help="Run all of it on another host, over ssh.",
+)
 @click.option("--json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--no-ask-password", is_flag=True, help="Fail rather than ask for a password on the terminal.")
 @click.version_option(__version__, message="doorbellctl %(version)s")
 @click.pass_context
-def program(ctx: click.Context, bus: str, json: bool) -> None:
+def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password: bool) -> None:
     """Look at doorbelld and steer it: ivshmem regions, their peers, their doorbells.
 
     Without a command it lists the regions and who is connected to them.
     """
-    session = ctx.obj = Session(bus, json)
+    session = ctx.obj = Session(bus, json, not no_ask_password)
     if ctx.invoked_subcommand is None:
+        if host:
+            ctx.exit(_elsewhere(ctx, []))
         from .looking import overview
 
         overview(session)
+
+
+def _elsewhere(ctx: click.Context, args: Sequence[str]) -> int:
+    """Run the command *args* on the host that ``--host`` names; gives its exit status."""
+    from . import remote
+
+    words = ["--json"] * bool(ctx.params["json"]) + ["--no-ask-password"] * bool(ctx.params["no_ask_password"])
+    if ctx.get_parameter_source("bus") is ParameterSource.COMMANDLINE:  # what the environment says is about this host
+        words += ["--bus", ctx.params["bus"]]
+    return remote.run(ctx.params["host"], [*words, *args])
 
 
 def main() -> None:

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
-from .session import Daemon, Session, json_option, pass_session, region_argument
+from .session import Daemon, Session, complete_region, json_option, pass_session, plural, region_argument
 
 _IN_FLIGHT = 64
+_LINES = 10
 
 
 def overview(session: Session) -> None:
@@ -29,32 +31,163 @@ def overview(session: Session) -> None:
 
 
 @click.command()
-@region_argument
+@click.argument("region", required=False, default="", shell_complete=complete_region)
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0),
+    default=_LINES,
+    show_default=True,
+    metavar="N",
+    help="Lines of the journal; 0 for none.",
+)
 @json_option
 @pass_session
-def status(session: Session, region: str) -> None:
-    r"""Show one region in detail: its settings, its peers, and the rings that wait for them.
+def status(session: Session, region: str, lines: int) -> None:
+    r"""Show how the daemon is, or one region in detail, and what the journal has of it.
 
-    A ring is pending until the peer's side has taken it: a guest whose count only grows does not serve its
-    interrupts, or is paused. The counts are looked up without disturbing anything.
+    The daemon: its unit, for how long it has been running, where, what it costs, what it serves. A region: its
+    settings, its peers, and the rings that wait for them. A ring is pending until the peer's side has taken it: a
+    guest whose count only grows does not serve its interrupts, or is paused. The counts are looked up without
+    disturbing anything.
+
+    The journal's lines are there if the daemon logs to it and you may read it (root, group systemd-journal).
 
     \b
-    Example:
-      doorbellctl status demo
+    Examples:
+      doorbellctl status
+      doorbellctl status demo --lines 50
+      doorbellctl status demo -n 0 --json | jq '.peers[].pending'
     """
+    if region:
+        _status_of_region(session, region, lines)
+    else:
+        _status_of_daemon(session, lines)
 
-    async def ask(daemon: Daemon) -> dict[str, Any]:
+
+def _status_of_region(session: Session, region: str, lines: int) -> None:
+    async def ask(daemon: Daemon) -> tuple[dict[str, Any], list[str]]:
         known = await daemon.region(region)
         await _add_pending(daemon, region, known)
-        return known
+        return known, await _whose_journal(daemon)
 
-    known = session.run(ask)
+    from . import systemd
+
+    known, whose = session.run(ask)
+    journal = systemd.journal([*whose, f"DOORBELLD_REGION={region}"], lines)
     if session.json:
-        session.emit({"name": region, **known})
+        session.emit({"name": region, **known, "journal": journal})
         return
     from . import tables
 
     tables.status(region, known)
+    _show_journal(journal)
+
+
+async def _whose_journal(daemon: Daemon) -> list[str]:
+    """Tell journalctl whose lines: the unit's if the daemon is the system bus's, else those of its process."""
+    from ..bus.address import resolve
+
+    if daemon.client.address == resolve("system"):
+        return ["-u", "doorbelld"]
+    return [f"_PID={await _pid(daemon)}"]
+
+
+async def _pid(daemon: Daemon) -> int:
+    from ..bus.names import BUS_NAME
+
+    return int(await daemon.client.call_bus("GetConnectionUnixProcessID", "s", BUS_NAME))
+
+
+def _show_journal(lines: list[str]) -> None:
+    if lines:
+        click.echo()
+        for line in lines:
+            click.echo(line)
+
+
+def _status_of_daemon(session: Session, lines: int) -> None:
+    async def ask(daemon: Daemon) -> tuple[dict[str, Any], list[str]]:
+        from ..bus.names import MANAGER, ROOT
+
+        known = await daemon.describe()
+        regions = known["regions"].values()
+        found = {
+            "version": known["version"],
+            "pid": await _pid(daemon),
+            "bus": daemon.client.address,
+            "library": await daemon.client.get(ROOT, MANAGER, "Library"),
+            "regions": len(regions),
+            "peers": sum(len(region["peers"]) for region in regions),
+            "backlog": sum(peer["backlog"] for region in regions for peer in region["peers"]),
+            "descriptors": known["descriptors"],
+        }
+        return found, await _whose_journal(daemon)
+
+    from . import systemd
+    from .bus_choice import NoDaemon
+    from .process import usage
+
+    unit = systemd.unit()
+    try:
+        known, whose = session.run(ask)
+    except NoDaemon:
+        if unit and not session.json:  # as systemctl status does: say what systemd knows of it, and its last words
+            _show_facts({"Unit": _unit_in_words(unit)})
+            _show_journal(systemd.journal(["-u", "doorbelld"], lines))
+        raise
+    if unit.get("MainPID") != str(known["pid"]):
+        unit = {}  # there is a unit, but it is another daemon that we speak to
+    process = usage(known["pid"])
+    known |= {
+        "uptime": None if process is None else round(time.time() - process.started, 3),
+        "cpu": None if process is None else process.cpu,
+        "memory": None if process is None else process.memory,
+        "unit": unit,
+        "journal": systemd.journal(whose, lines),
+    }
+    if session.json:
+        session.emit(known)
+        return
+    _show_facts(_daemon_in_words(known))
+    _show_journal(known["journal"])
+
+
+def _daemon_in_words(known: dict[str, Any]) -> dict[str, str]:
+    from . import process
+
+    used = known["descriptors"]
+    facts = {"doorbelld": known["version"]}
+    if unit := known["unit"]:
+        facts["Unit"] = _unit_in_words(unit)
+        if unit.get("DropInPaths"):
+            facts["Drop-ins"] = unit["DropInPaths"]
+    facts["Process"] = str(known["pid"])
+    if known["uptime"] is not None:
+        up = process.span(known["uptime"])
+        facts["Process"] += f", up {up}, CPU {known['cpu']:.2f} s, memory {process.in_words(known['memory'])}"
+    return facts | {
+        "Bus": known["bus"],
+        "Library": known["library"],
+        "Serves": f"{plural(known['regions'], 'region')}, {plural(known['peers'], 'peer')}, "
+        f"{plural(known['backlog'], 'message')} waiting",
+        "Descriptors": f"{used['in-use']} of {used['limit']} in use",
+    }
+
+
+def _unit_in_words(unit: dict[str, str]) -> str:
+    from .systemd import UNIT
+
+    since = f" since {unit['ActiveEnterTimestamp']}" if unit.get("ActiveEnterTimestamp") else ""
+    result = "" if unit.get("Result", "success") == "success" else f", {unit['Result']}"
+    place = "; ".join(filter(None, (unit.get("FragmentPath"), unit.get("UnitFileState"))))
+    return f"{UNIT}, {unit.get('ActiveState')} ({unit.get('SubState')}{result}){since} ({place})"
+
+
+def _show_facts(facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{click.style(key.rjust(width), bold=True)}: {value}")
 
 
 async def _add_pending(daemon: Daemon, name: str, region: dict[str, Any]) -> None:

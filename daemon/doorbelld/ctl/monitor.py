@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ from .session import Daemon, Session, complete_region, json_option, pass_session
 if TYPE_CHECKING:
     from ..bus.client import Client, Signal
 
-_RETRY_FIRST = 0.1
-_RETRY_MAX = 2.0
 _COLOURS = {
     "peer-added": "green",
     "peer-removed": "yellow",
@@ -139,62 +136,15 @@ def monitor(session: Session, region: str) -> None:
       doorbellctl monitor demo
       doorbellctl monitor --json | jq -r 'select(.event == "rung") | .vector'
     """
-    import asyncio
     import contextlib
 
-    with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_until_stopped(session, region))
+    from .lasting import Stopped, outlive, run_until_stopped
 
+    async def watch(client: Client, back: bool) -> None:
+        await _watch_one_bus(client, session, region, back)
 
-async def _until_stopped(session: Session, only: str) -> None:
-    import asyncio
-
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await _watch(session, only)
-
-
-async def _watch(session: Session, only: str) -> None:
-    """Watch for ever, across the ends of daemons and buses."""
-    import asyncio
-
-    from ..errors import BusUnavailable
-    from .bus_choice import open_bus
-
-    client = await open_bus(session.bus)
-    address = client.address
-    back = False
-    while True:
-        try:
-            await _watch_one_bus(client, session, only, back)
-        except BusUnavailable:
-            if client.known_owner:  # else it has been told
-                _GONE.show(session.json)
-        finally:
-            await client.close()
-        delay = _RETRY_FIRST
-        while True:
-            await asyncio.sleep(delay)
-            try:
-                client = await _reopen(address)
-                break
-            except BusUnavailable:
-                delay = min(delay * 2, _RETRY_MAX)
-        back = True
-
-
-async def _reopen(address: str) -> Client:
-    from ..bus.client import Client
-
-    client = await Client.connect(address)
-    try:
-        await client.wait_for_owner()
-    except BaseException:
-        await client.close()
-        raise
-    return client
+    with contextlib.suppress(Stopped):
+        run_until_stopped(lambda: outlive(session.bus, watch, lambda: _GONE.show(session.json)))
 
 
 async def _watch_one_bus(client: Client, session: Session, only: str, back: bool) -> None:

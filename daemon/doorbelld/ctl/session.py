@@ -9,6 +9,7 @@ is no daemon.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,8 @@ class Session:
 
     bus: str = "auto"
     json: bool = False
+    ask_password: bool = True
+    """Whether a person may be asked to authenticate, where there is a terminal to do so."""
 
     def run(self, work: Callable[[Daemon], Awaitable[T]]) -> T:
         """Connect, do *work*, disconnect; errors become exit statuses.
@@ -58,11 +61,18 @@ class Session:
 
         from ..bus.client import CallFailed
         from ..errors import BusUnavailable
+        from .agent import Agent
         from .bus_choice import NoDaemon, open_bus
 
         async def session() -> T:
-            async with await open_bus(self.bus) as client:
-                return await work(Daemon(client))
+            agent = Agent()
+            try:
+                async with await open_bus(self.bus) as client:
+                    if self.ask_password and sys.stdin.isatty():
+                        client.authenticate = agent.start
+                    return await work(Daemon(client))
+            finally:
+                agent.stop()
 
         try:
             return asyncio.run(session())
@@ -180,6 +190,8 @@ def _ask(ctx: click.Context) -> dict[str, Any]:
     """Describe the daemon for shell completion: quickly, or not at all."""
     import asyncio
 
+    from . import remote
+
     async def ask() -> dict[str, Any]:
         from .bus_choice import open_bus
 
@@ -188,6 +200,8 @@ def _ask(ctx: click.Context) -> dict[str, Any]:
                 return await Daemon(client).describe()
 
     try:
+        if host := ctx.find_root().params.get("host"):
+            return remote.describe(host)
         return asyncio.run(ask())
     except Exception:  # completion never disturbs whoever types
         return {"regions": {}}
@@ -208,6 +222,12 @@ def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> li
         for peer in region["peers"]
         if str(peer["id"]).startswith(incomplete)
     ]
+
+
+def complete_vector(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a vector of the region before it."""
+    vectors = _ask(ctx)["regions"].get(ctx.params.get("region") or "", {"vectors": 0})["vectors"]
+    return [number for number in map(str, range(vectors)) if number.startswith(incomplete)]
 
 
 def region_argument(function: F) -> F:

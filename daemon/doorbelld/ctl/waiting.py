@@ -1,0 +1,296 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command wait: until a guest rings the host peer, and then a command.
+
+Theory of operation
+-------------------
+The truth is the property ``HostRings``: how often the host peer was rung, by vector, since the region was made. The
+daemon's signals say only that it is time to look at it. What was there at the start is subtracted; what comes on top,
+at whatever moment, while a command runs or while the daemon is being restarted, is in the next look. Totals survive
+a restart with the daemon's state. Where that is not kept (no descriptor store), a daemon starts from nothing: totals
+that went down are told as new, all of them; but should as many rings as before have come again until we look, nothing
+tells them from the old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .session import (
+    UINT16_MAX,
+    Daemon,
+    Refused,
+    Session,
+    complete_vector,
+    json_option,
+    pass_session,
+    plural,
+    region_argument,
+)
+
+if TYPE_CHECKING:
+    from ..bus.client import Client, Subscription
+
+TIMED_OUT = 124
+"""Exit status when the time is over, as timeout(1) has it."""
+_SIGNALLED = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Rings of one vector that nobody has been told of yet, and how many there were in all."""
+
+    vector: int
+    count: int
+    total: int
+
+
+class Tally:
+    """The rings of *vector*, or of each vector if it is None, on top of *after* or else of what is seen first."""
+
+    def __init__(self, vector: int | None = None, after: int | None = None) -> None:
+        self._vector = vector
+        self._after = after
+        self._totals: list[int] | None = None
+        self._new: list[int] = []
+
+    def see(self, totals: Sequence[int]) -> None:
+        """Take the totals by vector as they are now."""
+        if self._totals is None:
+            self._totals = list(totals)
+            self._new = [0] * len(totals)
+            if self._vector is not None and self._after is not None:
+                self._totals[self._vector] = self._after
+        if len(totals) != len(self._totals):  # the region was made anew, in another shape
+            self._totals = [0] * len(totals)
+            self._new = (self._new + [0] * len(totals))[: len(totals)]
+        for vector, (before, now) in enumerate(zip(self._totals, totals, strict=True)):
+            self._new[vector] += now - before if now >= before else now
+        self._totals = list(totals)
+
+    def take(self, least: int = 1) -> Rings | None:
+        """Take the new rings of the first vector that has *least* of them; None if none has."""
+        for vector, count in enumerate(self._new):
+            if count >= least and self._vector in (None, vector):
+                self._new[vector] = 0
+                assert self._totals is not None
+                return Rings(vector, count, self._totals[vector])
+        return None
+
+
+class Wait:
+    """One run of the command: what is waited for, and what happens then."""
+
+    def __init__(
+        self, session: Session, region: str, vector: int | None, after: int | None, least: int, command: str, last: bool
+    ) -> None:
+        self._session = session
+        self._region = region
+        self._vector = vector
+        self._least = least
+        self._command = command
+        self._last = last
+        self._tally = Tally(vector, after)
+        self._checked = False
+        self._time: asyncio.Timeout | None = None
+        self._seconds: float | None = None
+
+    async def run(self, seconds: float | None) -> int:
+        """Wait, *seconds* at most if they are given; gives the exit status."""
+        from .lasting import outlive
+
+        self._seconds = seconds
+        try:
+            async with asyncio.timeout(seconds) as self._time:
+                return await outlive(self._session.bus, self._on_bus, self._gone)
+        except TimeoutError:
+            click.echo(f"doorbellctl: {self._region}: nobody rang in {seconds:g} s", err=True)
+            return TIMED_OUT
+
+    async def _on_bus(self, client: Client, back: bool) -> int:
+        """Wait on one bus; it is lost with BusUnavailable."""
+        from ..bus import paths
+        from ..bus.client import OWNER_CHANGED, Match
+        from ..bus.names import OBJECT_MANAGER, REGION, ROOT
+
+        path = paths.region(self._region)
+        rung = Match(path=path, interface=REGION, member="Rung")
+        removed = Match(path=ROOT, interface=OBJECT_MANAGER, member="InterfacesRemoved")
+        async with await client.subscribe(rung, removed, OWNER_CHANGED) as signals:
+            time_to_look = asyncio.Event()
+            listening = asyncio.create_task(self._listen(signals, path, time_to_look))
+            try:
+                while True:
+                    time_to_look.clear()
+                    await self._look(client, path)
+                    while (rings := self._tally.take(self._least)) is not None:
+                        status = await self._tell(rings)
+                        if self._last:
+                            return status
+                    await _first_of(listening, time_to_look)
+            finally:
+                listening.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):  # what ended it has been raised above
+                    await listening
+
+    async def _listen(self, signals: Subscription, path: str, time_to_look: asyncio.Event) -> None:
+        from ..bus.names import REGION
+
+        async for heard in signals:
+            match heard.member, heard.body:
+                case "NameOwnerChanged", [_, _, ""]:
+                    self._gone()
+                case "InterfacesRemoved", [gone, interfaces]:
+                    if gone == path and REGION in interfaces:
+                        raise Refused(f'region "{self._region}" was removed; nobody can ring there any more')
+                case _:
+                    time_to_look.set()
+
+    async def _look(self, client: Client, path: str) -> None:
+        from ..bus.client import CallFailed
+        from ..bus.names import REGION
+
+        if not self._checked:
+            known = await Daemon(client).region(self._region)
+            if not known["host-peer"]:
+                cure = "so no guest can ring the host there; make it with --host-peer"
+                raise Refused(f'region "{self._region}" has no host peer, {cure}')
+            if self._vector is not None and self._vector >= known["vectors"]:
+                raise Refused(f'region "{self._region}" has vectors 0 to {known["vectors"] - 1}, not {self._vector}')
+            self._checked = True
+        try:
+            self._tally.see(await client.get(path, REGION, "HostRings"))
+        except CallFailed as error:
+            if error.nobody_there:  # it comes back, and its name with it
+                return
+            if error.kind in ("UnknownObject", "UnknownInterface", "UnknownMethod"):
+                await Daemon(client).call("ListPeers", "s", self._region)  # it knows best how to say so
+            raise
+
+    async def _tell(self, rings: Rings) -> int:
+        """Say that somebody rang, or run the command; gives the exit status. The time stands still meanwhile."""
+        assert self._time is not None
+        self._time.reschedule(None)
+        try:
+            if self._command:
+                return await self._execute(rings)
+            values = {"region": self._region, "vector": rings.vector, "count": rings.count, "total": rings.total}
+            if self._session.json:
+                click.echo(json.dumps(values))
+            else:
+                times = plural(rings.count, "ring")
+                click.echo(f"{self._region}: vector {rings.vector}: {times}, {rings.total} in all")
+            sys.stdout.flush()
+            return 0
+        finally:
+            if self._seconds is not None and not self._last:
+                self._time.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+    async def _execute(self, rings: Rings) -> int:
+        environment = {
+            **os.environ,
+            "DOORBELLD_REGION": self._region,
+            "DOORBELLD_VECTOR": str(rings.vector),
+            "DOORBELLD_COUNT": str(rings.count),
+            "DOORBELLD_TOTAL": str(rings.total),
+        }
+        process = await asyncio.create_subprocess_shell(self._command, env=environment)
+        try:
+            status = await process.wait()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+        if status and not self._last:
+            how = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
+            click.echo(f"doorbellctl: {self._command}: ended with {how}; waiting on", err=True)
+        return status if status >= 0 else _SIGNALLED - status
+
+    @staticmethod
+    def _gone() -> None:
+        click.echo("doorbellctl: the daemon went away; waiting for it", err=True)
+
+
+async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Wait for *event*; raise what *task* ends with, should it end before."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if task.done():
+        task.result()
+
+
+def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    from ..options import duration
+
+    try:
+        return None if value is None else duration(value) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@region_argument
+@click.argument("vector", type=click.IntRange(0, UINT16_MAX), required=False, shell_complete=complete_vector)
+@click.option("--exec", "command", metavar="CMD", default="", help="Run CMD, by the shell, instead of printing.")
+@click.option("--forever", is_flag=True, help="Go on with the next ring, until Ctrl-C.")
+@click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Wait for N rings of a vector, not one.")
+@click.option(
+    "--timeout", metavar="TIME", callback=_duration, help="Give up after so long without: 30s, 5min. Default: never."
+)
+@click.option(
+    "--after", type=click.IntRange(0), metavar="TOTAL", help="Count the rings beyond TOTAL, not those from now on."
+)
+@json_option
+@pass_session
+def wait(session: Session, /, region: str, vector: int | None, **given: Any) -> None:
+    r"""Wait until a guest rings the host peer of REGION: at VECTOR, or at any.
+
+    Then say so, or run a command. With --forever, each time; rings that come while the command runs add up, and the
+    next run is told how many they were. None is lost, not even while the daemon is restarted, since its totals count
+    (and systemd keeps them for it). If the daemon goes away, wait waits for it, too.
+
+    --exec runs CMD with these in its environment: DOORBELLD_REGION, DOORBELLD_VECTOR, DOORBELLD_COUNT (rings that
+    nobody has been told of yet) and DOORBELLD_TOTAL (all rings of that vector so far).
+
+    A script that calls wait again and again misses nothing in between if it hands the total that it was told to
+    --after.
+
+    \b
+    Examples:
+      doorbellctl wait demo                           who rings first?
+      doorbellctl wait demo 1 --timeout 30s || echo nobody rang
+      doorbellctl wait demo --forever --exec 'logger "rung: vector $DOORBELLD_VECTOR"'
+      doorbellctl wait demo 0 --after 41 --json
+
+    \b
+    Exit status:
+      0    somebody rang; with --exec, what CMD ended with (128 + N for signal N)
+      1    refused, or the region was removed
+      69   there was no daemon at the start
+      124  the time is over
+      130  Ctrl-C (143: SIGTERM)
+    """
+    from .lasting import Stopped, run_until_stopped
+
+    if given["after"] is not None and vector is None:
+        raise click.UsageError("--after is a total of one vector; name the VECTOR")
+    waiting = Wait(session, region, vector, given["after"], given["count"], given["command"], last=not given["forever"])
+    try:
+        status = run_until_stopped(lambda: waiting.run(given["timeout"]))
+    except Stopped as stopped:
+        status = _SIGNALLED + stopped.number
+    sys.exit(status)
