@@ -4,6 +4,7 @@
 PYTHON ?= python3
 DESTDIR ?=
 PREFIX ?= /usr
+INTERPRETER ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.doorbelld
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit test-integration test-guest bench lint build debug clean install
+.PHONY: help setup run test test-unit test-integration test-guest test-system bench lint build debug clean install uninstall
 
 help: ## Show this help.
 	@echo "doorbelld: try it with 'make run', test it with 'make test'."
@@ -33,7 +34,7 @@ run: $(STAMP) ## Serve a demonstration region on a message bus of its own, in ./
 	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private
 
 test: $(STAMP) ## Install what the tests need and run them all.
-	@packaging/prerequisites setup test
+	@packaging/prerequisites setup test system
 	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q
 
 test-unit: $(STAMP) ## Run the unit tests and the linters only.
@@ -45,6 +46,10 @@ test-integration: $(STAMP) ## Run the tests against real processes, without gues
 test-guest: $(STAMP) ## Run the tests with real QEMU guests only.
 	@packaging/prerequisites test
 	$(BIN)/pytest -q tests/integration/test_guest.py
+
+test-system: $(STAMP) ## Run the tests under a real systemd, in a container; needs root.
+	@packaging/prerequisites setup test system
+	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q tests/system
 
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
@@ -65,4 +70,7 @@ clean: ## Remove everything that was made here.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(STAMP) ## Install below DESTDIR= (default: this system), with all dependencies in a folder of our own.
-	packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)"
+	packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)" $(if $(INTERPRETER),"$(INTERPRETER)")
+
+uninstall: ## Remove what 'make install' put there, but for the configuration.
+	packaging/uninstall "$(DESTDIR)" "$(PREFIX)"

@@ -1,17 +1,22 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `make install` puts down works from there, and the bus starts the daemon when it is called."""
+"""What `make install` puts down works from there, and the bus starts the daemon when it is called.
+
+How it is under a real systemd is in tests/system.
+"""
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.busctl import Busctl
-from support.daemon import BIN, DEADLINE
+from support.daemon import DEADLINE
 from support.needs import require
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,12 +34,39 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 """
 
 
+INSTALLED = (
+    "lib/systemd/catalog/doorbelld.catalog",
+    "lib/systemd/system/doorbelld.service",
+    "lib/systemd/system/doorbelld.socket",
+    "lib/systemd/system/doorbelld@.socket",
+    "lib/systemd/system-preset/90-doorbelld.preset",
+    "lib/sysusers.d/doorbelld.conf",
+    "lib/tmpfiles.d/doorbelld.conf",
+    "share/dbus-1/interfaces/org.doorbelld.Doorbell1.Manager.xml",
+    "share/dbus-1/system.d/org.doorbelld.Doorbell1.conf",
+    "share/dbus-1/system-services/org.doorbelld.Doorbell1.service",
+    "share/polkit-1/actions/org.doorbelld.Doorbell1.policy",
+    "share/polkit-1/rules.d/org.doorbelld.Doorbell1.rules",
+)
+
+
+def make(target: str, **variables: object) -> subprocess.CompletedProcess[str]:
+    """Run make; the virtual environment is used as it is."""
+    words = [f"{name}={value}" for name, value in {"VENV": sys.prefix, **variables}.items()]
+    command = ["make", "-o", f"{sys.prefix}/.doorbelld", target, *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+
+
+def files_below(place: Path) -> set[str]:
+    return {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
+
+
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install to a prefix of our own."""
     place = tmp_path_factory.mktemp("prefix")
-    command = [REPOSITORY / "packaging/install", BIN / "python", "", place]
-    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=300)
+    done = make("install", PREFIX=place)
+    assert done.returncode == 0, done.stderr
     return place
 
 
@@ -61,6 +93,59 @@ def test_programs_run_from_where_they_are_installed(prefix: Path) -> None:
         command = [prefix / "bin" / program, "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={}, cwd="/", timeout=DEADLINE)
         assert done.stdout.startswith(f"{program} ")
+
+
+def test_what_the_host_looks_for_is_there_and_names_our_programs(prefix: Path) -> None:
+    for name in INSTALLED:
+        text = (prefix / name).read_text()
+        assert "/usr/bin/doorbell" not in text, name
+    assert f"ExecStart={prefix}/bin/doorbelld " in (prefix / "lib/systemd/system/doorbelld.service").read_text()
+
+
+def test_manual_pages_are_there(prefix: Path) -> None:
+    for page in ("man1/doorbellctl.1", "man5/doorbelld.toml.5", "man5/org.doorbelld.Doorbell1.5", "man8/doorbelld.8"):
+        with gzip.open(prefix / f"share/man/{page}.gz", "rt") as stream:
+            assert ".TH " in stream.read()
+
+
+@pytest.mark.parametrize(
+    ("shell", "file"),
+    [
+        ("bash", "bash-completion/completions/doorbellctl"),
+        ("zsh", "zsh/site-functions/_doorbellctl"),
+        ("fish", "fish/vendor_completions.d/doorbellctl.fish"),
+    ],
+)
+def test_completions_are_what_doorbellctl_prints(prefix: Path, shell: str, file: str) -> None:
+    command = [str(prefix / "bin/doorbellctl"), "completion", shell]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
+    assert (prefix / "share" / file).read_text().strip() == said.strip()
+
+
+def test_modules_are_compiled_for_where_they_lie(prefix: Path) -> None:
+    library = prefix / "lib/doorbelld/python"
+    (compiled,) = library.glob("doorbelld/__pycache__/main.*.pyc")
+    assert f"{library}/doorbelld/main.py".encode() in compiled.read_bytes()
+    assert list(prefix.rglob("bin/*.pyc")) == []
+
+
+def test_uninstall_leaves_the_configuration_only(tmp_path: Path) -> None:
+    done = make("install", DESTDIR=tmp_path, INTERPRETER="/usr/bin/python-of-the-target")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "usr/bin/doorbelld").read_text().startswith("#!/usr/bin/python-of-the-target ")
+    (tmp_path / "usr/lib/doorbelld/vendor.toml").touch()
+    assert make("uninstall", DESTDIR=tmp_path).returncode == 0
+    assert files_below(tmp_path) == {"etc/doorbelld/doorbelld.toml", "usr/lib/doorbelld/vendor.toml"}
+    again = make("uninstall", DESTDIR=tmp_path)
+    assert again.returncode != 0
+    assert "nothing is installed" in again.stderr
+
+
+def test_an_interpreter_of_another_kind_is_refused(tmp_path: Path) -> None:
+    done = make("install", PREFIX=tmp_path, INTERPRETER="/bin/false")
+    assert done.returncode != 0
+    assert "make both the same version" in done.stderr
+    assert files_below(tmp_path) == set()
 
 
 def test_installed_configuration_is_fine(prefix: Path) -> None:
