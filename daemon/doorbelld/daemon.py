@@ -22,6 +22,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
@@ -35,10 +36,10 @@ from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import limits
 from .fds.keeper import Kept, Satchel
+from .fds.ledger import NewerState
 from .guide import text as guide
 from .host.host import Host
 from .host.plan import Plan, make_plan
-from .ivshmem.record import NewerState
 from .ivshmem.spec import RegionSpec
 from .service import anew
 from .service.chronicle import Chronicle
@@ -46,6 +47,9 @@ from .service.readiness import Readiness, Watchdog, notifier
 from .service.store import DescriptorStore, room
 
 log = structlog.get_logger()
+
+_TURNS = 3
+"""Turns of the loop after which what a signal that has come has set off has happened."""
 
 
 class Daemon:
@@ -81,19 +85,22 @@ class Daemon:
         self._watchdog = Watchdog(self._loop, self._readiness, lambda: self._host.stuck)
         self._reloading = asyncio.Lock()
         self._exec_restart = exec_restart
+        self._stop = asyncio.Event()
+        self._executing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._host.listen(Chronicle(self._loop.call_later).hear)
         self._host.listen(lambda _: self._readiness.changed())
 
     async def run(self) -> int:
         """Serve; gives the exit status."""
-        stop = asyncio.Event()
+        # a signal is for the loop's thread: no other takes one that would then be lost in an execve(2)
+        self._loop.set_default_executor(ThreadPoolExecutor(initializer=anew.hold))
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, stop.set)
+            self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_on_signal)
         if self._exec_restart:
             self._loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._execute_anew)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, anew.SIGNALS)
+        anew.release()
         try:
             try:
                 self._revive()
@@ -117,13 +124,16 @@ class Daemon:
             if self._private is not None and not revived:
                 click.echo(guide(self._host, address))
             keeper = self._loop.create_task(connection.keep())
-            await stop.wait()
+            await self._stop.wait()
             self._readiness.stopping()
             log.info("stopping")
             keeper.cancel()
             connection.close()
             return os.EX_OK
         finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._watchdog.stop()
             self._host.close()
             if self._store is not None:
@@ -253,6 +263,15 @@ class Daemon:
                 self._readiness.ready()
 
     async def _execute_anew(self) -> None:
+        """Execute the program anew, unless that is under way already."""
+        if not self._executing:
+            self._executing = True
+            try:
+                await self._try_to_execute_anew()
+            finally:
+                self._executing = False
+
+    async def _try_to_execute_anew(self) -> None:
         """Check that a new start would work, keep everything, and execute the program anew."""
         if self._store is not None:
             log.error("not executed anew", reason="systemd keeps the descriptors; systemctl restart does the same")
@@ -275,9 +294,14 @@ class Daemon:
                 log.info("executing anew")
                 if self._private is not None:
                     await self._private.stop()
-                anew.execute(satchel)
+                anew.hold()
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+                if not self._stop.is_set():
+                    anew.execute(satchel)
             except OSError as error:
                 log.error("not executed anew", reason=str(error))
+            finally:  # it stops, or something went wrong
+                anew.release()
                 self._host.unkeep()
-            finally:
                 satchel.close()

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +21,10 @@ BIN = Path(sys.executable).parent
 
 
 class Daemon:
-    """A doorbelld process with the configuration *regions* (TOML), on a private bus unless *bus* names another."""
+    """A doorbelld process with the configuration *regions* (TOML), on a private bus unless *bus* names another.
+
+    *arguments* are added to its command line.
+    """
 
     def __init__(
         self,
@@ -31,14 +34,14 @@ class Daemon:
         bus: str = "private",
         environment: Mapping[str, str] | None = None,
         log_level: str = "debug",
+        arguments: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.runtime = directory / "run"
         self.config = directory / "doorbelld.toml"
         self.write_config(regions)
         self.bus = f"unix:path={self.runtime}/bus" if bus == "private" else bus
-        self._bus_word = bus
-        self._log_level = log_level
+        self._arguments = ["--bus", bus, "--log-level", log_level, *arguments]
         self._environment = {**os.environ, **(environment or {})}
         self._log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -55,7 +58,7 @@ class Daemon:
             listening.bind(str(notify))
             listening.settimeout(DEADLINE)
             self.process = subprocess.Popen(
-                [BIN / "doorbelld", "--config", self.config, "--bus", self._bus_word, "--log-level", self._log_level],
+                [BIN / "doorbelld", "--config", self.config, *self._arguments],
                 env={**self._environment, "NOTIFY_SOCKET": str(notify)},
                 stdin=subprocess.DEVNULL,
                 stderr=log,

@@ -28,7 +28,7 @@ LAYERS = (
     ("host",),
     ("bus",),
     ("service",),
-    ("config", "ctl", "guide", "main", "__main__"),
+    ("config", "ctl", "guide", "daemon", "main", "__main__"),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -103,7 +103,7 @@ def _ours(entry: Import) -> list[str]:
     if RANKS[target] > RANKS[here]:
         return [f"{here} is below {target}"]
     if here == "ctl" and (
-        target in ("host", "service", "main", "guide")
+        target in ("host", "service", "daemon", "main", "guide")
         or (target == "ivshmem" and rest[:1] == ["region"])
         or (target == "bus" and rest and rest[0] not in BUS_BELOW_CTL)
     ):
@@ -131,7 +131,7 @@ def test_the_walk_sees_the_whole_package() -> None:
     assert ("bus.router", "doorbelld.errors.DoorbellError") in seen
     assert ("bus.objects", "doorbelld.bus.paths") in seen
     assert ("service.readiness", "sdnotify") in seen  # inside a function
-    assert ("ivshmem.events", "doorbelld.ivshmem.region.Peer") in seen  # under TYPE_CHECKING
+    assert ("ivshmem.events", "doorbelld.ivshmem.peer.Peer") in seen  # under TYPE_CHECKING
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,8 @@ def test_the_walk_sees_the_whole_package() -> None:
         ("host/a.py", "import pyroute2", "only net"),
         ("main.py", "import sdnotify", "only service"),
         ("ctl/a.py", "from ..host.host import Host", "over D-Bus only"),
+        ("ctl/a.py", "from ..daemon import Daemon", "over D-Bus only"),
+        ("service/a.py", "from ..daemon import Daemon", "service is below daemon"),
         ("ctl/a.py", "from ..ivshmem.region import Region", "over D-Bus only"),
         ("ctl/a.py", "from ..bus.objects import Tree", "over D-Bus only"),
         ("__init__.py", "from .errors import DoorbellError", "imports nothing"),

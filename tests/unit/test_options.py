@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from doorbelld import options
 from doorbelld.errors import InvalidOptions, Problem
 from doorbelld.ivshmem.spec import RegionSpec
-from doorbelld.options import option, parse
+from doorbelld.options import frozen_differences, option, parse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,3 +167,33 @@ def test_values_are_looked_at_together_even_if_one_is_wrong() -> None:
         parse(RegionSpec, raw, "region.demo", name="demo")
     keys = [problem.key for problem in caught.value.problems]
     assert sorted(keys) == ["region.demo.host-peer-id", "region.demo.mode", "region.demo.size", "region.demo.vectores"]
+
+
+@dataclass(frozen=True, slots=True)
+class HalfFrozen:
+    name: str
+    low_end: int = option(options.integer(0, 9), default=0, frozen="somebody stands on it")
+    high: int = option(options.integer(0, 9), default=0)
+    words: tuple[str, ...] = option(options.text_list, default=(), frozen="they were said")
+
+
+@given(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 2), st.sampled_from([(), ("x",)])),
+    st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 2), st.sampled_from([(), ("x",)])),
+)
+def test_what_is_frozen_and_differs_is_named_with_the_reason(old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+    found = frozen_differences(HalfFrozen(*old), HalfFrozen(*new), "table.x", "make another")
+    want = []
+    if old[1] != new[1]:
+        want.append(Problem("table.x.low-end", "can't change live: somebody stands on it", "make another"))
+    if old[3] != new[3]:
+        want.append(Problem("table.x.words", "can't change live: they were said", "make another"))
+    assert found == want
+
+
+def test_every_key_of_a_region_is_frozen_or_not_on_purpose() -> None:
+    """What guests have taken as given can't change under them; all else can."""
+    frozen = {f.name for f in dataclasses.fields(RegionSpec) if f.metadata.get("frozen")}
+    live = {f.name for f in dataclasses.fields(RegionSpec)} - frozen - {"name"}
+    assert frozen == {"size", "vectors", "socket", "backing", "first_id", "host_peer", "host_peer_id", "relay"}
+    assert live == {"many_vectors", "owner", "group", "mode", "max_peers", "stall_timeout", "peer"}

@@ -68,6 +68,14 @@ class Kept:
         """Take out what was kept as *name*, if it was."""
         return self._fds.pop(name, None)
 
+    def copy(self, name: str) -> Fd | None:
+        """Duplicate what was kept as *name*, if it was, and leave it here.
+
+        Raises:
+            OSError: there is no descriptor left.
+        """
+        return self._fds[name].dup() if name in self._fds else None
+
     def below(self, prefix: str) -> Kept:
         """Take out all whose names begin with *prefix*, under the rest of their names."""
         return Kept({name[len(prefix) :]: self._fds.pop(name) for name in list(self._fds) if name.startswith(prefix)})

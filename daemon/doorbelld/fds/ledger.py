@@ -19,7 +19,7 @@ Layout, in words of 8 bytes, of this machine's order; the file never leaves it::
     0     magic                     8..10    drain slot: count, key, moment
     1     format                    512..    send slot (`native.Slot`): progress, key, moment, messages
     2     which area counts         8192..   area 0, then area 1
-    3, 4  generation << 40 | length, of each area
+    3, 4  generation << 26 | length, of each area
 
 Invariants
 ----------
@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import struct
 
 from ..errors import StateMismatch
 from . import native
@@ -42,9 +43,17 @@ FORMAT = 1
 AREA = 32 << 20
 """Bytes of an area; only what is used takes memory."""
 _ACTIVE, _LENGTHS, _DRAIN, _SEND, _AREAS = 2, 3, 8, 512, 8192
+_HEAD = struct.Struct("=5Q")
 _SIZE = _AREAS * 8 + 2 * AREA
-_GENERATION = 40
+_GENERATION = 26  # bits for the length of an area; the others count for longer than any daemon runs
 _LENGTH_MASK = (1 << _GENERATION) - 1
+
+
+NEWER_CURE = "start the version that wrote it, or stop the service to let go of everybody"
+
+
+class NewerState(StateMismatch):
+    """A newer version of doorbelld wrote it."""
 
 
 class LedgerFull(Exception):
@@ -83,23 +92,24 @@ class Ledger:
         """Go on with one that was kept; *fd* is taken over if nothing is raised.
 
         Raises:
-            StateMismatch: it is none, or of a format that is not ours.
+            StateMismatch: it is none, or damaged.
+            NewerState: a newer version wrote it.
         """
         try:
             size = os.fstat(fd.fileno()).st_size
-            head = os.pread(fd.fileno(), 16, 0)
+            head = os.pread(fd.fileno(), _HEAD.size, 0).ljust(_HEAD.size, b"\0")
         except OSError as error:
             raise StateMismatch(f"the record can't be read: {error.strerror}") from error
-        magic, form = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
+        magic, form, area, *moments = _HEAD.unpack(head)
         if magic != MAGIC:
             raise StateMismatch("the record is none of doorbelld's")
-        if form != FORMAT or size != _SIZE:
-            raise StateMismatch(f"the record has format {form}, and this version knows format {FORMAT}")
-        made = cls(fd)
-        if made._area > 1 or made.length > AREA:
-            made.close()
-            raise StateMismatch("the record is damaged")
-        return made
+        if form > FORMAT:
+            raise NewerState(f"the record has format {form}, and this doorbelld knows up to {FORMAT}; {NEWER_CURE}")
+        if form < FORMAT or size != _SIZE:
+            raise StateMismatch(f"the record is damaged: format {form}, {size} bytes")
+        if area >= len(moments) or moments[area] & _LENGTH_MASK > AREA:
+            raise StateMismatch("the record is damaged: what counts is outside of it")
+        return cls(fd)
 
     def close(self) -> None:
         """Let go of it."""
@@ -107,6 +117,11 @@ class Ledger:
             view.release()
         self._map.close()  # a second time does nothing, as with the rest
         self.fd.close()
+
+    @property
+    def name(self) -> str:
+        """What `create` called it."""
+        return os.readlink(f"/proc/self/fd/{self.fd.fileno()}").removeprefix("/memfd:").removesuffix(" (deleted)")
 
     @property
     def length(self) -> int:

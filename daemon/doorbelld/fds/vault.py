@@ -62,7 +62,8 @@ def look_into(door: Fd) -> FdSet:
     """
     found = FdSet()
     # the end of the queue is the end of the stream: nobody writes any more, or, of ourselves, does not just now
-    with socket.socket(fileno=os.dup(door.fileno())) as sock:
+    with door.dup() as copy, socket.socket(fileno=copy.fileno()) as sock:
+        copy.steal()
         sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:

@@ -22,11 +22,10 @@ from typing import Any
 from ..errors import DoorbellError, MemoryUnavailable, NoSuchRegion, RegionExists, StateMismatch
 from ..fds import limits, listener
 from ..fds.keeper import Keeper, Kept
-from ..fds.ledger import Ledger
+from ..fds.ledger import Ledger, NewerState
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..ivshmem import memory
-from ..ivshmem.record import NewerState
 from ..ivshmem.region import Region
 from ..ivshmem.revival import read_state, revive, spec_of
 from ..ivshmem.spec import RegionSpec
@@ -63,7 +62,7 @@ class _Remains:
             self.name = self.state["name"]
         except NewerState:
             raise
-        except StateMismatch as error:
+        except (StateMismatch, OSError) as error:
             self.trouble = str(error)
 
     def close(self) -> None:
@@ -191,7 +190,7 @@ class Host:
                 self._loop,
                 self._emit,
                 self._spare,
-                sockets.take(remains.name),
+                sockets.copy(remains.name),  # the socket itself is for a new region, if this one can't be revived
             )
         except (DoorbellError, OSError) as error:
             remains.trouble = str(error)
@@ -199,6 +198,8 @@ class Host:
             for name in remains.names:
                 self.keeper.drop(remains.prefix + name)
             return
+        if (given := sockets.take(remains.name)) is not None:
+            given.close()
         self.regions[remains.name] = region
         self._emit(RegionAdded(region, revived=True))
 

@@ -173,9 +173,21 @@ class Courier(Generic[R]):
             gone = error in (errno.EPIPE, errno.ECONNRESET)
             self._failed(recipient, "it closed its connection" if gone else f"can't send to it: {os.strerror(error)}")
 
+    def change(self, stall_timeout: float) -> None:
+        """Go by another stall timeout from now on; 0 for never."""
+        self.stall_timeout = stall_timeout
+        self._suspects.clear()
+        if self._patrol is not None:
+            self._patrol.cancel()
+            self._patrol = None
+        self._arrange_patrol()
+
     def _watch(self, recipient: R) -> None:
         self._waiting.add(recipient)
-        if self._patrol is None and self.stall_timeout:
+        self._arrange_patrol()
+
+    def _arrange_patrol(self) -> None:
+        if self._waiting and self._patrol is None and self.stall_timeout:
             self._patrol = self._loop.call_later(self.stall_timeout / 8, self._look_for_stalled)
 
     def _resume(self, recipient: R) -> None:

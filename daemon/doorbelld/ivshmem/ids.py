@@ -27,10 +27,10 @@ class IdPool:
 
     def take(self) -> int | None:
         """Give the lowest free ID, or None if all are used, held or reserved."""
-        while self._free:
-            if (peer_id := heapq.heappop(self._free)) not in self._used and peer_id not in self._reserved:
-                self._used.add(peer_id)
-                return peer_id
+        if self._free:
+            peer_id = heapq.heappop(self._free)
+            self._used.add(peer_id)
+            return peer_id
         while self._next <= ID_MAX:
             peer_id, self._next = self._next, self._next + 1
             if peer_id not in self._reserved and peer_id not in self._used and not self._held[peer_id]:
@@ -51,6 +51,8 @@ class IdPool:
     def reserve(self, reserved: Iterable[int]) -> None:
         """Keep other IDs than before for who asks by name; who has one of them now keeps it while here."""
         before, self._reserved = self._reserved, frozenset(reserved)
+        self._free = [peer_id for peer_id in self._free if peer_id not in self._reserved]
+        heapq.heapify(self._free)
         for peer_id in before - self._reserved:
             self._rest(peer_id)
 

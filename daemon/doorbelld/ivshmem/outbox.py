@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ..wire.ivshmem import PROTOCOL_VERSION, SHARED_MEMORY
+from ..wire.ivshmem import ID_MAX, PROTOCOL_VERSION, SHARED_MEMORY
 from .roster import Member, Roster
 
 _PREAMBLE = 3  # version, own ID, memory
@@ -191,3 +191,15 @@ class Outbox:
         """Take the state that `export` gave; the roster must hold what it held then."""
         self._preamble, self._cursor, self._offset = state["preamble"], state["cursor"], state["offset"]
         self._leaves = deque(state["leaves"])
+
+    @property
+    def sound(self) -> bool:
+        """Whether what was restored is possible, with the roster as it is."""
+        numbers = (self._preamble, self._cursor, self._offset, *self._leaves)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            return False
+        if self._preamble > _PREAMBLE or max(self._leaves, default=0) > ID_MAX:
+            return False
+        index = self._roster.index(self._cursor)
+        at = self._roster.ordered[index : index + 1]
+        return not self._offset or any(m.seq == self._cursor and self._offset < len(m.values) for m in at)

@@ -27,29 +27,42 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import StateMismatch
 from ..fds.keeper import Keeper
-from ..fds.ledger import Ledger, LedgerFull
+from ..fds.ledger import NEWER_CURE, Ledger, LedgerFull, NewerState
 from ..fds.owned import FdSet
 from ..fds.vault import Vault
 from .outbox import Outbox
 
 STATE_VERSION = 2
+_LEDGER = "doorbelld:{}:state"
 _LINES_MAX = 4096
 """After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
 
 
 class Record:
-    """The record of one region; *prefix* goes before all names, *snapshot* gives the region's state."""
+    """The record of one region; *prefix* goes before all names, *snapshot* gives the region's state.
 
-    def __init__(self, keeper: Keeper, prefix: str, ledger: Ledger, snapshot: Callable[[], dict[str, Any]]) -> None:
+    *overflow* is called when the state has become larger than any ledger; what is kept is of no use then.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        prefix: str,
+        ledger: Ledger,
+        snapshot: Callable[[], dict[str, Any]],
+        overflow: Callable[[], None],
+    ) -> None:
         self._keeper = keeper
         self._prefix = prefix
         self._ledger = ledger
         self._snapshot = snapshot
+        self._overflow = overflow
         self._weight = 0
         self._names: set[str] = set()
 
@@ -60,6 +73,7 @@ class Record:
         prefix: str,
         region: str,
         snapshot: Callable[[], dict[str, Any]],
+        overflow: Callable[[], None],
         parts: dict[str, int],
         host: FdSet | None,
     ) -> Record | None:
@@ -72,11 +86,14 @@ class Record:
             OSError: no descriptors or memory left; nothing is kept then.
         """
         with contextlib.ExitStack() as undo:
-            ledger = Ledger.create(f"doorbelld:{region}:state")
+            ledger = Ledger.create(_LEDGER.format(region))
             undo.callback(ledger.close)
-            record = cls(keeper, prefix, ledger, snapshot)
+            record = cls(keeper, prefix, ledger, snapshot, overflow)
             undo.callback(record.drop_all)
-            record.renew()
+            try:
+                record._rewrite()
+            except LedgerFull:
+                return None
             kept = all(record.keep(name, fd) for name, fd in {**parts, "state": ledger.fd.fileno()}.items())
             if kept and (host is None or record.stow("host", list(host))):
                 undo.pop_all()
@@ -90,10 +107,11 @@ class Record:
         prefix: str,
         ledger: Ledger,
         snapshot: Callable[[], dict[str, Any]],
+        overflow: Callable[[], None],
         names: Sequence[str],
     ) -> Record:
         """Go on with what was kept before; *names* are still with the keeper."""
-        record = cls(keeper, prefix, ledger, snapshot)
+        record = cls(keeper, prefix, ledger, snapshot, overflow)
         record._names.update(names)
         return record
 
@@ -161,11 +179,13 @@ class Record:
         return self._ledger.begin_draining(vector)
 
     def renew(self) -> None:
-        """Write the state as a whole.
+        """Write the state as a whole."""
+        try:
+            self._rewrite()
+        except LedgerFull:
+            self._overflow()
 
-        Raises:
-            LedgerFull: it is larger than any ledger.
-        """
+    def _rewrite(self) -> None:
         self._ledger.rewrite(_line(self._snapshot()))
         self._weight = 0
 
@@ -183,18 +203,29 @@ class Record:
             self.renew()
 
 
+def region_of(ledger: Ledger) -> str:
+    """Tell of which region *ledger* is, as it was called in `Record.begin`; empty if it was not."""
+    match = re.fullmatch(_LEDGER.format("([^:]+)"), ledger.name)
+    return match[1] if match else ""
+
+
 def _line(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def replay(lines: Sequence[bytes]) -> dict[str, Any]:
-    """Make the state of the moment from a ledger's lines.
+def replay(lines: Sequence[bytes], region: str = "") -> dict[str, Any]:
+    """Make the state of the moment from a ledger's lines; *region* is its name, which an old one does not say.
 
     Raises:
-        StateMismatch: they are of a newer version, or damaged.
+        NewerState: they are of a newer version.
+        StateMismatch: they are damaged.
     """
     try:
-        state = upgrade(json.loads(lines[0]))
+        state = upgrade(json.loads(lines[0]), region)
+        if missing := {"name", "spec", "configured", "next_seq", "host", "members"} - set(state):
+            raise KeyError(*sorted(missing))
+        if not isinstance(state["name"], str) or not isinstance(state["spec"], dict | None):
+            raise TypeError("its name or spec is none")
         members = {member["seq"]: member for member in state["members"]}
         for line in lines[1:]:
             _apply(json.loads(line), state, members)
@@ -232,23 +263,21 @@ def _leave(outbox: dict[str, Any], seq: int, peer_id: int) -> None:
         outbox["leaves"].append(peer_id)
 
 
-def upgrade(state: dict[str, Any]) -> dict[str, Any]:
+def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
     """Bring a state of an older version up to ours.
 
     Raises:
-        StateMismatch: it is of a newer one.
+        NewerState: it is of a newer one.
+        ValueError: of none that there ever was.
     """
     version = state["version"]
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{version!r} is no version")
     if version == 1:  # said nothing of how the region was asked for, nor under which rule a peer came
         members = [{**member, "rule": None} if "outbox" in member else member for member in state["members"]]
-        state = {**state, "version": 2, "spec": None, "configured": True, "members": members}
+        state = {**state, "version": 2, "name": region, "spec": None, "configured": True, "members": members}
     if state["version"] != STATE_VERSION:
         raise NewerState(
-            f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; start the version that "
-            "wrote it, or stop the service to let go of everybody"
+            f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; {NEWER_CURE}"
         )
     return state
-
-
-class NewerState(StateMismatch):
-    """A newer version of doorbelld wrote it."""

@@ -183,7 +183,7 @@ class Region:
         if (spec.owner, spec.group, spec.mode) != (self.spec.owner, self.spec.group, self.spec.mode):
             self._listener.give_to(spec.owner, spec.group, spec.mode)
         self.spec, self.configured = spec, configured
-        self._courier.stall_timeout = spec.stall_timeout
+        self._courier.change(spec.stall_timeout)
         self._ids.reserve(_reserved(spec))
         if self._record is not None:
             self._record.renew()
@@ -334,10 +334,12 @@ class Region:
             self._drop(arrival)
             self._refuse(str(error), sock, who.program.startswith("qemu"))
 
-    def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> None:
+    def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
         assert self._record is not None
-        if not self._record.stow(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault):
+        stowed = self._record.stow(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
+        if not stowed:
             self._emit(Unkept(self, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)"))
+        return stowed
 
     def _drop(self, arrival: Arrival | None) -> None:
         if arrival is not None:
@@ -476,9 +478,9 @@ class Region:
         self.roster.remove(peer.member)
         del self.peers[peer.id]
         self._ids.give_back(peer.id)
-        if self._record is not None:
-            self._record.left(peer.member.seq, blind, len(self.peers))
-            self._record.drop(str(peer.member.seq))
+        if (record := self._record) is not None:
+            record.left(peer.member.seq, blind, len(self.peers))
+            record.drop(str(peer.member.seq))
         _end(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
@@ -493,15 +495,19 @@ class Region:
         if self._listener.ours:
             parts["listener"] = self._listener.sock.fileno()
         try:
-            self._record = Record.begin(keeper, prefix, self.name, self.export, parts, host)
+            self._record = Record.begin(keeper, prefix, self.name, self.export, self.overflow, parts, host)
         except OSError:
             self._record = None
         if self._record is None:
             self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
             return False
-        for peer in self.peers.values():
-            self._stow(Arrival(peer.member.seq, peer.member.eventfds), peer.sock)
-        return True
+        stowed = [self._stow(Arrival(peer.member.seq, peer.member.eventfds), peer.sock) for peer in self.peers.values()]
+        return all(stowed)
+
+    def overflow(self) -> None:
+        """Give up the record: the state has become too large for one."""
+        self.unkeep()
+        self._emit(Unkept(self, "its state has become too large to be kept; lower max-peers"))
 
     def unkeep(self) -> None:
         """Take the record back."""
@@ -529,11 +535,15 @@ class Region:
 
     def rejoin(self, entry: dict[str, Any], sock: socket.socket, eventfds: FdSet) -> Peer:
         """Take a peer in again, as *entry* of the state says; what it was told of must be there already."""
-        sock.setblocking(False)
-        rule = entry["rule"] and PeerRule.from_raw(entry["rule"])
-        member = Member(entry["id"], eventfds, entry["seq"])
+        with contextlib.ExitStack() as undo:
+            undo.callback(eventfds.close)
+            undo.enter_context(sock).setblocking(False)
+            rule = entry["rule"] and PeerRule.from_raw(entry["rule"])
+            who, since = Credentials(**entry["who"]), entry["since"]
+            member = Member(entry["id"], eventfds, entry["seq"])
+            undo.pop_all()
         self._ids.restore(member.id)
-        peer = self._enter(member, sock, Credentials(**entry["who"]), rule, entry["since"])
+        peer = self._enter(member, sock, who, rule, since)
         peer.outbox.restore(entry["outbox"])
         for owed in entry["outbox"]["leaves"]:
             self._ids.hold(owed)
@@ -555,8 +565,8 @@ class Region:
             peer.outbox.sent(sent[1])
         if drained is not None and self.host is not None:
             self.host.totals[drained[0]] += drained[1]
-        record.renew()
         self._record = record
+        record.renew()
         if drained is not None:
             self._emit(Rung(self, *drained))
 

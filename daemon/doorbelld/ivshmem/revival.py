@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import InvalidOptions, StateMismatch
@@ -24,9 +26,10 @@ from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.spare import Spare
 from ..fds.vault import look_into
+from ..wire.ivshmem import ID_MAX
 from .events import RegionEvent
 from .peer import Arrival, Peer
-from .record import Record, replay
+from .record import Record, region_of, replay
 from .region import Region
 from .spec import RegionSpec
 
@@ -43,7 +46,7 @@ def read_state(fd: Fd) -> tuple[Ledger, dict[str, Any]]:
         undo.enter_context(fd)
         ledger = Ledger.adopt(fd)
         undo.callback(ledger.close)
-        state = replay(ledger.lines())
+        state = replay(ledger.lines(), region_of(ledger))
         undo.pop_all()
     return ledger, state
 
@@ -84,9 +87,11 @@ def revive(
     """
     keeper, prefix = keeping
     names = ["state", *kept]
-    with contextlib.ExitStack() as undo:
+    with _damage_told(), contextlib.ExitStack() as undo:
         undo.callback(ledger.close)
         undo.callback(kept.close)
+        if socket_given is not None:
+            undo.enter_context(socket_given)
         if (shared := kept.take("memory")) is None:
             raise StateMismatch("its memory is missing")
         undo.enter_context(shared)
@@ -96,12 +101,13 @@ def revive(
         undo.pop_all()
     region = Region(spec, loop, emit, spare, shared=shared, listener=listener, configured=state["configured"])
     try:
-        lost = _rejoin(region, state, kept, bells)
-        arrivals = _arrivals(kept, state["next_seq"])
+        with _damage_told():
+            lost = _rejoin(region, state, kept, bells)
+            arrivals = _arrivals(kept, state["next_seq"])
         still = [name for name in names if name in arrivals or name not in kept]
         for name in set(names) - set(still):
             keeper.drop(prefix + name)
-        record = Record.resume(keeper, prefix, ledger, region.export, still)
+        record = Record.resume(keeper, prefix, ledger, region.export, region.overflow, still)
         if listener.ours and "listener" not in still:
             record.keep("listener", listener.sock.fileno())
         region.resume(record, state["next_seq"], ledger)
@@ -111,6 +117,7 @@ def revive(
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
     except BaseException:
         region.let_go()
+        ledger.close()
         raise
     finally:
         kept.close()
@@ -118,10 +125,20 @@ def revive(
     return region
 
 
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Say so where a state holds what none can hold."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, InvalidOptions) as error:
+        raise StateMismatch(f"the state is damaged ({type(error).__name__}: {error})") from error
+
+
 def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> list[Peer]:
     """Take in again everybody of the *state*; gives those of whom nothing was kept."""
     lost = []
     for entry in state["members"]:
+        _check(region, entry)
         if "outbox" not in entry:
             region.rejoin_host(entry, state["host"]["totals"], bells)
             continue
@@ -129,14 +146,37 @@ def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> 
         peer = region.rejoin(entry, *(contents or _stand_ins(entry["vectors"])))
         if contents is None:
             lost.append(peer)
+    if state["next_seq"] < region.roster.next_seq or not all(peer.outbox.sound for peer in region.peers.values()):
+        raise ValueError("somebody was told of what never was")
     return lost
+
+
+def _check(region: Region, entry: dict[str, Any]) -> None:
+    """Look whether *entry* can be the next member of *region*.
+
+    Raises:
+        ValueError, and more: it can't.
+    """
+    roster, spec = region.roster, region.spec
+    host = spec.host_peer and entry["id"] == spec.host_peer_id
+    if (
+        not all(isinstance(entry[key], int) for key in ("id", "seq", "vectors"))
+        or entry["seq"] < roster.next_seq
+        or entry["id"] in roster.by_id
+        or not 0 <= entry["id"] <= ID_MAX
+        or entry["vectors"] != spec.vectors
+        or host == ("outbox" in entry)
+    ):
+        raise ValueError("a member can't be who it is said to be")
 
 
 def _bells(kept: Kept, state: dict[str, Any]) -> FdSet:
     """Take the host peer's doorbells out of their vault."""
-    count = len(state["host"]["totals"]) if state["host"] else 0
-    if not count:
+    if state["host"] is None:
         return FdSet()
+    count = len(state["host"]["totals"])
+    if not all(isinstance(total, int) and total >= 0 for total in state["host"]["totals"]):
+        raise ValueError("a total of rings is none")
     fds = _look_into(kept.take("host"))
     if fds is None or len(fds) != count:
         raise StateMismatch("the host peer's doorbells are missing")
@@ -164,11 +204,11 @@ def _contents(door: Fd | None, count: int) -> tuple[socket.socket, FdSet] | None
     fds = _look_into(door)
     if fds is None:
         return None
-    if len(fds) != count:
+    if len(fds) != count or not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
         fds.close()
         return None
-    sock, *eventfds = fds.steal()
-    return socket.socket(fileno=sock), FdSet(eventfds)
+    sock = socket.socket(fileno=fds[0])
+    return sock, FdSet(fds.steal()[1:])
 
 
 def _stand_ins(vectors: int) -> tuple[socket.socket, FdSet]:
@@ -180,7 +220,8 @@ def _stand_ins(vectors: int) -> tuple[socket.socket, FdSet]:
 
 def _arrivals(kept: Kept, next_seq: int) -> list[str]:
     """Name the connections that were accepted and not yet written down, in the order of coming."""
-    return sorted((name for name in kept if name.isdecimal() and int(name) >= next_seq), key=int)
+    numbers = (name for name in kept if name.isdecimal() and name == str(int(name)))
+    return sorted((name for name in numbers if int(name) >= next_seq), key=int)
 
 
 def _admit_late(region: Region, seq: int, contents: tuple[socket.socket, FdSet] | None, record: Record) -> None:

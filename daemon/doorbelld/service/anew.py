@@ -22,13 +22,23 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What we handle. They are blocked while there is nobody to handle them, since they would end the new image."""
 
 
+def hold() -> None:
+    """Hold back our signals from this thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def release() -> None:
+    """Let them come, also those that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def command() -> list[str]:
     """Give the command line that we were started with, interpreter and all."""
     return [sys.executable, *sys.orig_argv[1:]]
 
 
 def execute(satchel: Satchel) -> NoReturn:
-    """Become a new process image that finds what is in *satchel*.
+    """Become a new process image that finds what is in *satchel*, with our signals held back.
 
     Raises:
         OSError: that did not work; everything is as it was.
@@ -36,7 +46,7 @@ def execute(satchel: Satchel) -> NoReturn:
     numbers = {name: fd.fileno() for name, fd in satchel.copies.items()}
     with Fd(os.memfd_create("doorbelld:kept", 0)) as table:
         os.write(table.fileno(), json.dumps(numbers).encode())
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        hold()
         try:
             for number in numbers.values():
                 os.set_inheritable(number, True)
@@ -46,7 +56,7 @@ def execute(satchel: Satchel) -> NoReturn:
         finally:
             for number in numbers.values():
                 os.set_inheritable(number, False)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            release()
 
 
 def take_back() -> Kept:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,10 +43,18 @@ class Readiness:
         self._status = status
         self._timer: asyncio.TimerHandle | None = None
         self._told = ""
+        self._poll = select.poll()
+        if notifier is not None:
+            self._poll.register(notifier.socket, select.POLLOUT)
 
     def _tell(self, *state: str) -> None:
         if self._notifier is not None:
             self._notifier.notify("\n".join(state))
+
+    @property
+    def _room(self) -> bool:
+        """Whether systemd's queue has room; if not, to tell would be to wait."""
+        return bool(self._poll.poll(0))
 
     def ready(self) -> None:
         """Sockets listen and the bus name is ours."""
@@ -71,13 +80,16 @@ class Readiness:
 
     def _tell_status(self) -> None:
         self._timer = None
-        if (status := self._status()) != self._told:
+        if not self._room:
+            self.changed()
+        elif (status := self._status()) != self._told:
             self._told = status
             self._tell(f"STATUS={status}")
 
     def progress(self) -> None:
-        """Feed the watchdog."""
-        self._tell("WATCHDOG=1")
+        """Feed the watchdog; one time that systemd is too busy does no harm."""
+        if self._room:
+            self._tell("WATCHDOG=1")
 
 
 class Watchdog:

@@ -75,10 +75,9 @@ class DescriptorStore:
 
     def put(self, name: str, fd: int) -> bool:
         """Store *fd*; see `Keeper.put`."""
-        if len(self._names) >= self._room:
+        if len(self._names) >= self._room or not self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode(), fd):
             return False
         self._names.add(name)
-        self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0".encode(), fd)
         return True
 
     def drop(self, name: str) -> None:
@@ -111,17 +110,19 @@ class DescriptorStore:
         finally:
             self._sock.setblocking(True)
 
-    def _send(self, message: bytes, fd: int | None) -> None:
+    def _send(self, message: bytes, fd: int | None) -> bool:
+        """Send or queue; False if it can't be sent: systemd is gone, or too many descriptors are in flight."""
         if not self._queue:
             try:
                 self._now(message, fd, socket.MSG_DONTWAIT)
-                return
+                return True
             except BlockingIOError:
                 pass
             except OSError:
-                return  # systemd is being executed anew, or gone: nobody can keep anything then
+                return False
         self._queue.append((message, Fd(os.dup(fd)) if fd is not None else None))
         self._watch()
+        return True
 
     def _now(self, message: bytes, fd: int | None, flags: int) -> None:
         rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little"))]

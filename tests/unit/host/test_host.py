@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +25,11 @@ from doorbelld.errors import (
     SocketInUse,
     SocketUnavailable,
 )
-from doorbelld.fds import limits
-from doorbelld.host.events import PeerAdded, PeerRemoved, RegionAdded, RegionEvent, RegionRemoved
+from doorbelld.fds import eventfd, limits
+from doorbelld.fds.keeper import Kept, Satchel
+from doorbelld.fds.ledger import Ledger, NewerState
+from doorbelld.fds.owned import Fd
+from doorbelld.host.events import PeerAdded, PeerRemoved, RegionAdded, RegionChanged, RegionEvent, RegionRemoved
 from doorbelld.host.host import Host
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.spec import RegionSpec
@@ -256,3 +260,220 @@ async def test_closing_ends_every_peer(host: Host, heard: Heard) -> None:
     assert not os.path.exists(region.spec.socket)
     with pytest.raises(NoSuchPeer):
         region.disconnect(0, "")
+
+
+# Over a restart
+
+
+def kept_by(satchel: Satchel) -> Kept:
+    """Give what a keeper would give back."""
+    return Kept({name: fd.dup() for name, fd in satchel.copies.items()})
+
+
+@pytest.fixture
+async def second(short_path: Path) -> AsyncIterator[Host]:
+    made = Host(asyncio.get_running_loop(), str(short_path / "run"), 4096)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def satchel(host: Host, second: Host) -> Iterator[Satchel]:
+    made = Satchel()
+    host.keeper = second.keeper = made
+    yield made
+    second.close()
+    host.close()
+    made.close()
+
+
+def keep_line(satchel: Satchel, prefix: str, line: bytes) -> None:
+    """Have a ledger kept that says *line*."""
+    satchel.drop(f"{prefix}state")
+    book = Ledger.create("doorbelld:x:state")
+    book.rewrite(line + b"\n")
+    satchel.put(f"{prefix}state", book.fd.fileno())
+    book.close()
+
+
+async def test_regions_are_kept_each_under_a_number_of_its_own(host: Host, satchel: Satchel) -> None:
+    await host.create_region(RegionSpec("a"))
+    await host.create_region(RegionSpec("b", host_peer=False))
+    names = {f"r1.{part}" for part in ("state", "memory", "listener", "host")}
+    assert set(satchel.copies) == names | {f"r2.{part}" for part in ("state", "memory", "listener")}
+    host.remove_region("a")
+    assert not names & set(satchel.copies)
+    await host.create_region(RegionSpec("a"))
+    assert "r3.state" in satchel.copies
+    assert "r1.state" not in satchel.copies
+
+
+async def test_several_regions_come_back_and_one_does_not(host: Host, second: Host, satchel: Satchel) -> None:
+    heard = Heard()
+    second.listen(heard)
+    for name in ("a", "b", "c", "d"):
+        await host.create_region(RegionSpec(name), configured=name == "a")
+    specs = {name: region.spec for name, region in host.regions.items()}
+    host.close()
+    keep_line(satchel, "r2.", b"nonsense")
+    satchel.drop("r3.state")
+    bells = eventfd.make(1)
+    satchel.put("stranger", bells[0])
+    bells.close()
+    kept = kept_by(satchel)
+    unusable = second.revive(kept, {}, Kept())
+    assert [(found.name, found.reason.split(" (")[0]) for found in unusable] == [
+        ("r2", "the state is damaged"),
+        ("r3", "its state is missing"),
+    ]
+    assert {name: region.spec for name, region in second.regions.items()} == {"a": specs["a"], "d": specs["d"]}
+    assert [(event.region.name, event.revived) for event in heard.events if isinstance(event, RegionAdded)] == [
+        ("a", True),
+        ("d", True),
+    ]
+    assert [region.configured for region in second.regions.values()] == [True, False]
+    assert list(kept) == ["stranger"]  # whoever gave it decides
+    kept.close()
+    assert {name.split(".")[0] for name in satchel.copies} == {"r1", "r4", "stranger"}
+    await second.create_region(RegionSpec("b"))
+    assert "r5.state" in satchel.copies  # a number is never used again
+    for name in list(second.regions):
+        second.remove_region(name)
+    assert list(satchel.copies) == ["stranger"]
+
+
+async def test_what_a_newer_version_left_is_not_touched(host: Host, second: Host, satchel: Satchel) -> None:
+    for name in ("a", "b"):
+        await host.create_region(RegionSpec(name))
+    host.close()
+    keep_line(satchel, "r2.", b'{"version":3}')
+    before = {name: fd.fileno() for name, fd in satchel.copies.items()}
+    with pytest.raises(NewerState, match="version 3"):
+        second.revive(kept_by(satchel), {}, Kept())
+    assert {name: fd.fileno() for name, fd in satchel.copies.items()} == before
+    assert second.regions == {}
+    keep_line(satchel, "r2.", b"nonsense")
+    assert [found.name for found in second.revive(kept_by(satchel), {}, Kept())] == ["r2"]
+    assert list(second.regions) == ["a"]
+
+
+async def test_two_of_one_name_are_one(host: Host, second: Host, satchel: Satchel) -> None:
+    await host.create_region(RegionSpec("a"))
+    for name in list(satchel.copies):
+        satchel.put(name.replace("r1.", "r7."), satchel.copies[name].fileno())
+    host.close()
+    (unusable,) = second.revive(kept_by(satchel), {}, Kept())
+    assert (unusable.name, unusable.reason) == ("a", "another region of that name is there")
+    assert {name.split(".")[0] for name in satchel.copies} == {"r1"}
+
+
+async def test_a_socket_that_somebody_else_made_is_used_or_left(
+    host: Host, second: Host, satchel: Satchel, short_path: Path
+) -> None:
+    """If the region can't be made anew, the socket is there for the one that takes its place."""
+    for name in ("a", "b"):
+        await host.create_region(RegionSpec(name, socket=str(short_path / name)))
+    host.close()
+    satchel.drop("r2.memory")
+    given: dict[str, Fd] = {}
+    for name in ("a", "b"):
+        os.unlink(short_path / name)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(short_path / name))
+            made.listen()
+            given[name] = Fd(os.dup(made.fileno()))
+    sockets = Kept(given)
+    assert [found.name for found in second.revive(kept_by(satchel), {}, sockets)] == ["b"]
+    assert list(sockets) == ["b"]
+    await second.create_region(RegionSpec("b", socket=str(short_path / "b")), socket_given=sockets.take("b"))
+    for name in ("a", "b"):
+        with socket.socket(socket.AF_UNIX) as client:
+            assert client.connect_ex(str(short_path / name)) == 0
+    assert "r1.listener" not in satchel.copies
+    sockets.close()
+
+
+async def test_without_descriptors_a_region_is_lost_and_nobody_else(
+    host: Host, second: Host, satchel: Satchel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        await host.create_region(RegionSpec(name))
+    host.close()
+    real, count = Ledger.adopt, 0
+
+    def adopt(fd: Fd) -> Ledger:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(fd)
+
+    monkeypatch.setattr(Ledger, "adopt", adopt)
+    (unusable,) = second.revive(kept_by(satchel), {}, Kept())
+    assert "Too many open files" in unusable.reason
+    assert list(second.regions) == ["b"]
+
+
+async def test_keeping_for_a_while(host: Host, short_path: Path) -> None:
+    """What SIGUSR2 does: all that there is, and what comes meanwhile, until it is taken back."""
+    await host.create_region(RegionSpec("a"))
+    satchel = Satchel()
+    assert host.keep(satchel)
+    assert host.region("a").kept
+    await host.create_region(RegionSpec("b", host_peer=False))
+    assert {name.split(".")[0] for name in satchel.copies} == {"r1", "r2"}
+    host.unkeep()
+    assert satchel.copies == {}
+    assert not host.region("a").kept
+    await host.create_region(RegionSpec("c"))
+    assert satchel.copies == {}
+
+
+async def test_keeping_that_does_not_work_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await host.create_region(RegionSpec("a"))
+    await host.create_region(RegionSpec("b"))
+    satchel = Satchel()
+    monkeypatch.setattr(satchel, "put", lambda name, fd: len(satchel.copies) < 5 and Satchel.put(satchel, name, fd))
+    assert not host.keep(satchel)
+    assert [host.region(name).kept for name in "ab"] == [True, False]
+    host.unkeep()
+    assert satchel.copies == {}
+
+
+async def test_closing_leaves_what_is_kept(host: Host, heard: Heard, satchel: Satchel) -> None:
+    """The end of the process may be half of a restart: no peer sees the end of its stream."""
+    region = await host.create_region(RegionSpec("demo"))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(region.spec.socket)
+        await heard.until(lambda events: len(events) == 2)
+        host.close()
+        assert os.path.exists(region.spec.socket)
+        assert heard.kinds() == ["RegionAdded", "PeerAdded"]
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while client.recv(4096):
+                pass
+        assert sorted(satchel.copies)[:1] == ["r1.1"]
+
+
+async def test_a_change_is_told(host: Host, heard: Heard) -> None:
+    region = await host.create_region(RegionSpec("demo"))
+    wanted = dataclasses.replace(region.spec, max_peers=3)
+    host.change_region(wanted, configured=True)
+    assert (region.spec, region.configured) == (wanted, True)
+    assert heard.events[1:] == [RegionChanged(region)]
+    with pytest.raises(NoSuchRegion):
+        host.change_region(RegionSpec("x"), configured=True)
+
+
+async def test_who_makes_no_progress_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await host.create_region(RegionSpec("a"))
+    await host.create_region(RegionSpec("b"))
+    assert host.stuck == []
+    assert host.stuck == []  # idle is not stuck
+    courier = host.region("b")._courier
+    monkeypatch.setattr(type(courier), "busy", property(lambda self: self is courier))
+    assert host.stuck == ["b"]
+    courier.turns += 1
+    assert host.stuck == []
+    assert host.stuck == ["b"]

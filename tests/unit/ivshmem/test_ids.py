@@ -56,6 +56,13 @@ class IdPoolMachine(RuleBasedStateMachine):
         assert self.pool.take_reserved(peer_id) is (peer_id not in self.used)
         self.used.add(peer_id)
 
+    @rule(offsets=st.frozensets(st.integers(0, 12), max_size=4))
+    def reserve(self, offsets: frozenset[int]) -> None:
+        """The configuration is read again: other rules, other reserved IDs."""
+        base = min(self.first, ID_MAX - 12)
+        self.reserved = {base + offset for offset in offsets}
+        self.pool.reserve(self.reserved)
+
     @precondition(lambda self: self.used)
     @rule(data=st.data(), holds=st.integers(0, 2))
     def leave(self, data: st.DataObject, holds: int) -> None:
@@ -93,3 +100,29 @@ def test_all_of_them_and_no_more() -> None:
     assert pool.take() == 77
     assert pool.take() is None
     assert pool.take_reserved(ID_MAX)
+
+
+def test_one_that_was_reserved_for_a_while_rests_like_any_other() -> None:
+    """It was free before that and after that, and is not free twice."""
+    pool = IdPool()
+    assert [pool.take(), pool.take()] == [0, 1]
+    pool.give_back(0)
+    pool.reserve([0])
+    pool.reserve([])
+    assert pool.take() == 0
+    pool.hold(0)
+    pool.give_back(0)
+    assert pool.take() == 2  # somebody is still to be told that 0 left
+    pool.release(0)
+    assert [pool.take(), pool.take()] == [0, 3]
+
+
+def test_who_has_an_id_that_becomes_reserved_keeps_it() -> None:
+    pool = IdPool()
+    assert pool.take() == 0
+    pool.reserve([0, 1])
+    assert not pool.take_reserved(0)
+    assert pool.take() == 2
+    pool.give_back(0)
+    assert pool.take() == 3
+    assert pool.take_reserved(0)

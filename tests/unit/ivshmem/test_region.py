@@ -12,16 +12,18 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doorbelld.errors import AccessDenied, LimitExceeded, MemoryUnavailable, NoSuchPeer, NoSuchVector
+from doorbelld.errors import AccessDenied, LimitExceeded, MemoryUnavailable, NoSuchPeer, NoSuchVector, SocketUnavailable
 from doorbelld.fds import eventfd
+from doorbelld.fds.keeper import Satchel
 from doorbelld.fds.peercred import Credentials
-from doorbelld.ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, Rung
+from doorbelld.ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, Rung, Unkept
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.region import Region
 from doorbelld.ivshmem.rules import Match, PeerRule
@@ -556,3 +558,221 @@ def test_identity_tells_eventfds_apart() -> None:
     made = eventfd.make(2)
     assert identity(made[0]) != identity(made[1])
     made.close()
+
+
+# Kept with somebody
+
+
+class Store(Satchel):
+    """A keeper that can be full, and busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 1000
+        self.busy = False
+        self.waiting: list[Callable[[], None]] = []
+
+    def put(self, name: str, fd: int) -> bool:
+        return len(self.copies) < self.room and super().put(name, fd)
+
+    def ready(self, resume: Callable[[], None]) -> bool:
+        if self.busy:
+            self.waiting.append(resume)
+        return not self.busy
+
+    def rest(self) -> None:
+        """Be busy no longer."""
+        self.busy = False
+        while self.waiting:
+            self.waiting.pop()()
+
+
+@pytest.fixture
+def store(site: Site) -> Store:
+    site.keeper = made = Store()
+    return made
+
+
+def test_where_there_is_no_room_a_peer_is_served_all_the_same(site: Site, store: Store) -> None:
+    region = site.open(kept=True)
+    store.room = len(store.copies) + 1
+    one, two = site.join(region), site.join(region)
+    assert [(event.region, event.reason) for event in site.of(Unkept)] == [
+        (region, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)")
+    ]
+    site.settle(region, [one, two])
+    assert one.doorbells == two.doorbells == membership(region)
+    region = site.restart(region)
+    two.until_eof()  # that was said
+    site.settle(region, [one])
+    assert list(one.doorbells) == [0]
+    store.room += 1
+    three = site.join(region)
+    assert three.id == 1
+    region = site.restart(region)
+    site.settle(region, [one, three])
+    assert one.doorbells == three.doorbells == membership(region)
+
+
+def test_where_there_is_no_room_for_a_region_it_is_served_all_the_same(site: Site, store: Store) -> None:
+    store.room = 2
+    region = site.open(kept=True)
+    assert not region.kept
+    assert [event.reason for event in site.of(Unkept)] == [
+        "there is no room for the region's descriptors (FileDescriptorStoreMax=)"
+    ]
+    assert store.copies == {}
+    client = site.join(region)
+    site.settle(region, [client])
+    assert len(site.of(Unkept)) == 1
+
+
+def test_nobody_is_let_in_while_the_keeper_is_busy(site: Site, store: Store) -> None:
+    """Else a crash would cut off who is in already; they can wait where they are."""
+    region = site.open(kept=True)
+    first = site.join(region)
+    store.busy = True
+    waiting = [site.connect(region) for _ in range(20)]
+    site.call(region.notify_peer, 0)  # the loop has come round
+    assert len(region.peers) == 1
+    assert all(client.message(0) is None for client in waiting)
+    before = open_fds()
+    site.call(region._door._watch)
+    site.call(lambda: None)
+    assert open_fds() == before  # nothing is held ready for who can't come
+    site.call(store.rest)
+    for client in waiting:
+        client.greet(4)
+    site.settle(region, [first, *waiting])
+    assert {f"r0.{seq}" for seq in range(21)} <= set(store.copies)
+
+
+def test_a_region_that_goes_away_while_the_keeper_is_busy(site: Site, store: Store) -> None:
+    region = site.open(kept=True)
+    store.busy = True
+    client = site.connect(region)
+    site.wait(lambda: store.waiting, tick=0.01)
+    site.call(region.close)
+    site.call(store.rest)
+    client.until_eof()
+    assert client.messages == 0
+
+
+def test_closing_gives_up_all_that_is_kept(site: Site, store: Store) -> None:
+    region = site.open(kept=True, host_peer=True)
+    clients = [site.join(region) for _ in range(3)]
+    clients[1].close()
+    site.gone(1)
+    assert set(store.copies) == {f"r0.{name}" for name in ("1", "3", "host", "listener", "memory", "state")}
+    site.call(region.close)
+    assert store.copies == {}
+    for client in (clients[0], clients[2]):
+        client.until_eof()
+
+
+@pytest.mark.parametrize("how", ["disconnect", "close", "speak"])
+def test_the_end_is_the_end_though_a_copy_is_kept_elsewhere(site: Site, how: str) -> None:
+    region = site.open(kept=True)
+    client = site.join(region)
+    with site.keeper.copies["r0.0"].dup():  # what systemd has until it hears of it
+        if how == "disconnect":
+            site.call(region.disconnect, 0, "shown out")
+        elif how == "close":
+            site.call(region.close)
+        else:
+            client.sock.send(b"x")
+        client.until_eof()
+
+
+def test_who_is_refused_sees_the_end_and_is_not_kept(site: Site) -> None:
+    region = site.open(kept=True, max_peers=1)
+    site.join(region)
+    for _ in range(3):
+        site.connect(region).until_eof()
+    site.wait(lambda: len(site.of(PeerRefused)) == 3)
+    assert set(site.keeper.copies) == {f"r0.{name}" for name in ("0", "listener", "memory", "state")}
+    assert region.roster.next_seq == 4
+
+
+# Changed while it serves
+
+
+def test_what_can_change_changes_at_once(site: Site) -> None:
+    region = site.open(kept=True, max_peers=1)
+    first = site.join(region)
+    site.call(region.change, replace(region.spec, max_peers=2, peer=(PeerRule(Match(vm="a")),)), True)
+    assert region.configured
+    site.connect(region).until_eof()
+    site.wait(lambda: site.of(PeerRefused))
+    assert "no rule of region" in site.of(PeerRefused)[0].reason
+    second = attach(site, region, "a")
+    site.settle(region, [first, second])  # who was there is there, whatever the rules say
+    with pytest.raises(LimitExceeded, match="has its 2 peers"):
+        site.call(region.attach, vm("a"))
+    site.call(region.change, replace(region.spec, max_peers=3, peer=()), True)
+    third = site.join(region)
+    region = site.restart(region)
+    assert (region.spec.max_peers, region.spec.peer, region.configured) == (3, (), True)
+    site.settle(region, [first, second, third])
+    assert first.doorbells == third.doorbells == membership(region)
+
+
+def test_an_id_that_a_new_rule_names_is_for_that_one(site: Site) -> None:
+    region = site.open()
+    holder, rules = site.join(region), (PeerRule(Match(vm="a"), id=0), PeerRule(Match(vm="b"), id=1), PeerRule(Match()))
+    site.call(region.change, replace(region.spec, peer=rules), True)
+    with pytest.raises(LimitExceeded, match='ID 0 of region "demo" is in use by pid'):
+        site.call(region.attach, vm("a"))
+    assert site.join(region).id == 2
+    assert attach(site, region, "b").id == 1
+    holder.close()
+    site.gone(1)
+    assert site.join(region).id == 3
+    assert attach(site, region, "a").id == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a socket away")
+def test_the_socket_goes_to_another_owner(site: Site) -> None:
+    region = site.open(mode=0o660)
+    site.call(region.change, replace(region.spec, owner="54321", group="54322", mode=0o600), False)
+    status = os.stat(region.spec.socket)
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (54321, 54322, 0o600)
+    site.join(region)
+
+
+@pytest.mark.parametrize("broken", ["chown", "chmod"])
+def test_what_can_not_be_changed_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    region = site.open(mode=0o660)
+    before, spec = os.stat(region.spec.socket), region.spec
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    wanted = replace(spec, mode=0o600, group=str(os.getgid()), max_peers=1, peer=(PeerRule(Match(vm="x")),))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, broken, refuse)
+        with pytest.raises(SocketUnavailable, match="only root may give a socket"):
+            site.call(region.change, wanted, True)
+    after = os.stat(spec.socket)
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert (region.spec, region.configured) == (spec, False)
+    site.join(region)
+    site.join(region)
+
+
+def test_patience_can_change_too(site: Site) -> None:
+    """Nobody is given up any more once there is no limit; and with a new one also who waits since before."""
+    region = site.open(vectors=64, stall_timeout=0.8)
+    others = [site.join(region) for _ in range(6)]
+    silent = site.connect(region)
+    site.wait(lambda: len(site.of(PeerAdded)) == 7)
+    site.settle(region, others, 6)
+    assert site.call(lambda: region._courier._patrol) is not None
+    site.call(region.change, replace(region.spec, stall_timeout=0.0), True)
+    assert site.call(lambda: region._courier._patrol) is None
+    assert not site.of(PeerRemoved)
+    site.call(region.change, replace(region.spec, stall_timeout=0.4), True)
+    keep_up = lambda: [client.take() for client in others]  # noqa: E731
+    site.wait(lambda: site.of(PeerRemoved), keep_up, 0.02)
+    assert site.of(PeerRemoved)[0].reason.startswith("it took nothing for 0.4 s while ")
+    silent.until_eof()

@@ -49,3 +49,26 @@ def test_numbers_survive_a_restart_and_are_never_used_twice() -> None:
     roster.remove(roster.by_id[3])
     roster.add(Member(3, FdSet()))
     assert roster.by_id[3].seq == 11
+
+
+def test_a_number_that_was_given_is_gone_even_if_nobody_gets_it() -> None:
+    """A connection gets its number when it is accepted; it may be turned away, and others admitted meanwhile."""
+    roster = Roster()
+    first, second = roster.number(), roster.number()
+    roster.add(Member(1, FdSet(), seq=first))
+    assert roster.number() == second + 1
+    roster.add(Member(2, FdSet()))
+    assert roster.by_id[2].seq == second + 2
+    assert roster.next_seq == second + 3
+
+
+def test_doorbells_are_those_who_are_there() -> None:
+    with no_leaks():
+        roster, one, two = Roster(), Member(1, eventfd.make(2)), Member(2, eventfd.make(1))
+        roster.add(one)
+        roster.add(two)
+        assert roster.doorbells == {1: one.fds, 2: two.fds}
+        roster.remove(one)
+        assert roster.doorbells == {2: two.fds}
+        one.eventfds.close()
+        two.eventfds.close()

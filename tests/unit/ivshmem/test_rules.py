@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,25 @@ def test_an_id_has_one_rule() -> None:
 def test_describe() -> None:
     assert describe(Match()) == "anybody"
     assert describe(Match(vm="web*", pid_file="/x")) == "vm=web*, pid-file=/x"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        PeerRule(Match()),
+        PeerRule(Match(), may_ring=()),
+        PeerRule(Match(vm="web*", uid=0, gid=4294967294, unit="u", pid_file="/x"), id=0, may_ring=("host", "7", "*")),
+        PeerRule(Match(uid=0)),
+        PeerRule(Match(vm="\u00e9"), id=65535),
+    ],
+)
+def test_raw_read_back_is_the_same(rule: PeerRule) -> None:
+    """The rule under which a peer came is part of its region's state."""
+    assert PeerRule.from_raw(json.loads(json.dumps(rule.raw()))) == rule
+    assert parse_rules([rule.raw()]) == (rule,)
+
+
+@pytest.mark.parametrize("raw", [{}, {"match": {"vm": 3}}, {"match": {}, "id": -1}, {"match": {}, "may-ring": "x"}])
+def test_raw_that_is_no_rule_is_refused(raw: dict[str, object]) -> None:
+    with pytest.raises(InvalidOptions):
+        PeerRule.from_raw(raw)

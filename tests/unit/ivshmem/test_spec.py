@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +31,58 @@ def test_as_options_is_the_form_it_is_asked_for_in() -> None:
     spec = make(size="64M", vectors=8, socket="/run/x", mode="0600", backing="shm:x", stall_timeout="90s", first_id=1)
     again = {key: value for key, value in spec.as_options().items() if value != ""}
     assert parse(RegionSpec, again, "region.demo", name="demo") == spec
+
+
+SPECS = st.builds(
+    RegionSpec,
+    name=st.just("demo"),
+    size=st.integers(12, 40).map(lambda bits: 1 << bits),
+    vectors=st.integers(1, module.VECTORS_MAX),
+    many_vectors=st.booleans(),
+    socket=st.sampled_from(["", "/run/x", "/run/\u00e9 \\"]),
+    owner=st.sampled_from(["", "root", "0", "4294967294"]),
+    group=st.sampled_from(["", "root", "0"]),
+    mode=st.integers(0, 0o7777),
+    backing=st.sampled_from([Backing("memfd"), Backing("shm", "x y"), Backing("file", "/tmp/\u00e9:x")]),
+    first_id=st.integers(0, 100),
+    host_peer=st.booleans(),
+    host_peer_id=st.integers(101, 65535),
+    max_peers=st.integers(1, 65536),
+    stall_timeout=st.floats(0, 1e9, exclude_max=True),
+    peer=st.lists(
+        st.builds(
+            PeerRule,
+            match=st.builds(
+                Match,
+                vm=st.none() | st.sampled_from(["web*", "\u00e9", "7"]),
+                uid=st.none() | st.integers(0, (1 << 32) - 2),
+                gid=st.none() | st.integers(0, (1 << 32) - 2),
+                unit=st.none() | st.just("qemu@*.service"),
+                pid_file=st.none() | st.just("/run/pid"),
+            ),
+            id=st.none(),
+            may_ring=st.lists(st.sampled_from(["*", "host", "7", "web*", ""]), max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ).map(lambda rules: tuple(replace(rule, id=[None, index][index % 2]) for index, rule in enumerate(rules))),
+)
+
+
+@given(SPECS)
+def test_raw_read_back_is_the_same_also_through_json(spec: RegionSpec) -> None:
+    raw = spec.raw()
+    assert RegionSpec.from_raw("demo", raw) == RegionSpec.from_raw("demo", json.loads(json.dumps(raw))) == spec
+
+
+def test_raw_that_does_not_hold_here_and_now_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = RegionSpec("demo", owner="root", size=2 << 20, backing=Backing("hugetlb")).raw()
+    monkeypatch.setattr(module, "huge_page_size", lambda: 2 << 20)
+    assert RegionSpec.from_raw("demo", raw).owner == "root"
+    monkeypatch.setattr(module, "huge_page_size", lambda: 0)
+    raw["owner"] = "somebody-who-was-deleted"
+    with pytest.raises(InvalidOptions) as caught:
+        RegionSpec.from_raw("demo", raw)
+    assert [problem.key for problem in caught.value.problems] == ["region.demo.size", "region.demo.owner"]
 
 
 @pytest.mark.parametrize(

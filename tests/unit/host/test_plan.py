@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The plan: the difference between what there is and what is wanted, and what of it can't be made live."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from doorbelld.host.host import Host
+from doorbelld.host.plan import make_plan
+from doorbelld.ivshmem.memory import Backing
+from doorbelld.ivshmem.rules import Match, PeerRule
+from doorbelld.ivshmem.spec import RegionSpec
+from hypothesis import given
+from hypothesis import strategies as st
+
+NAMES = ("a", "b", "c")
+FROZEN = {
+    "size": 8 << 20,
+    "vectors": 8,
+    "socket": "/run/elsewhere",
+    "backing": Backing("shm", "x"),
+    "first_id": 5,
+    "host_peer": False,
+    "host_peer_id": 99,
+}
+LIVE = {
+    "many_vectors": True,
+    "owner": "root",
+    "group": "root",
+    "mode": 0o600,
+    "max_peers": 7,
+    "stall_timeout": 1.0,
+    "peer": (PeerRule(Match(vm="x")),),
+}
+
+
+class FakeHost:
+    """As much of a host as a plan looks at; it must not change it."""
+
+    def __init__(self, there: dict[str, tuple[RegionSpec, bool]]) -> None:
+        self.regions = {
+            name: SimpleNamespace(spec=self.with_defaults(spec), configured=configured)
+            for name, (spec, configured) in there.items()
+        }
+
+    def with_defaults(self, spec: RegionSpec) -> RegionSpec:
+        return spec if spec.socket else dataclasses.replace(spec, socket=f"/run/d/{spec.name}/socket")
+
+
+def plan_of(there: dict[str, tuple[RegionSpec, bool]], wanted: dict[str, RegionSpec]) -> Any:
+    return make_plan(cast(Host, FakeHost(there)), wanted)
+
+
+def specs(name: str) -> st.SearchStrategy[RegionSpec]:
+    changes = st.fixed_dictionaries({}, optional={key: st.just(value) for key, value in {**FROZEN, **LIVE}.items()})
+    return changes.map(lambda found: RegionSpec(name, **found))
+
+
+def some(of: Any) -> Any:
+    return st.fixed_dictionaries({}, optional={name: of(name) for name in NAMES})
+
+
+@given(there=some(lambda name: st.tuples(specs(name), st.booleans())), wanted=some(specs))
+def test_against_a_model(there: dict[str, tuple[RegionSpec, bool]], wanted: dict[str, RegionSpec]) -> None:
+    """Carried out, it leads to what is wanted but for what is frozen, and touches nothing that was as wanted."""
+    plan, filled = plan_of(there, wanted), FakeHost({}).with_defaults
+    assert sorted(plan.gone) == sorted(name for name, (_, ours) in there.items() if ours and name not in wanted)
+    assert plan.new == [filled(spec) for name, spec in wanted.items() if name not in there]
+    keys = []
+    for name in wanted.keys() & there.keys():
+        (old, configured), new = (filled(there[name][0]), there[name][1]), filled(wanted[name])
+        differs = {f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name)}
+        keys += [f"region.{name}.{key.replace('_', '-')}" for key in differs & FROZEN.keys()]
+        changed = [spec for spec in plan.changed if spec.name == name]
+        if not configured or differs & LIVE.keys():
+            (spec,) = changed
+            for field in dataclasses.fields(spec):
+                source = old if field.name in FROZEN else new
+                assert getattr(spec, field.name) == getattr(source, field.name)
+        else:
+            assert changed == []
+    assert sorted(problem.key for problem in plan.problems) == sorted(keys)
+    assert {spec.name for spec in plan.changed} <= wanted.keys() & there.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("size", "guests have the memory mapped"),
+        ("backing", "guests have the memory mapped"),
+        ("vectors", "peers were told of so many doorbells"),
+        ("socket", "its guests come back to the old path"),
+        ("first_id", "IDs were given out from the old one"),
+        ("host_peer", "peers were told of the host peer"),
+        ("host_peer_id", "peers were told of the host peer"),
+    ],
+)
+def test_what_is_frozen_is_named_with_reason_and_cure(key: str, reason: str) -> None:
+    wanted = dataclasses.replace(RegionSpec("a"), **{key: FROZEN[key]})
+    plan = plan_of({"a": (RegionSpec("a"), True)}, {"a": wanted})
+    assert [str(problem) for problem in plan.problems] == [
+        f"region.a.{key.replace('_', '-')}: can't change live: {reason}; "
+        "doorbellctl remove a, then reload; its guests have to connect anew"
+    ]
+    assert (plan.gone, plan.changed, plan.new) == ([], [], [])
+
+
+def test_what_is_as_it_was_is_left_alone() -> None:
+    spec = RegionSpec("a", **LIVE)  # type: ignore[arg-type]
+    plan = plan_of({"a": (spec, True)}, {"a": dataclasses.replace(spec)})
+    assert (plan.gone, plan.changed, plan.new, plan.problems) == ([], [], [], [])
+
+
+def test_a_region_that_a_call_made_becomes_the_configurations_once_that_names_it() -> None:
+    there = {"a": (RegionSpec("a"), False), "b": (RegionSpec("b"), False)}
+    plan = plan_of(there, {"a": RegionSpec("a")})
+    assert [spec.name for spec in plan.changed] == ["a"]
+    assert (plan.gone, plan.new, plan.problems) == ([], [], [])
