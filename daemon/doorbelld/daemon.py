@@ -37,7 +37,6 @@ from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import limits
 from .fds.keeper import Kept, Satchel
 from .fds.ledger import NewerState
-from .guide import text as guide
 from .host.host import Host
 from .host.plan import Plan, make_plan
 from .ivshmem.spec import RegionSpec
@@ -78,7 +77,6 @@ class Daemon:
         notify = notifier()
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
-        self._runtime_directory = settings.runtime_directory
         self._private = PrivateBus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
@@ -122,6 +120,8 @@ class Daemon:
             self._watchdog.start()
             log.info("ready", version=__version__, bus=address, serving=self._status())
             if self._private is not None and not revived:
+                from .guide import text as guide  # not on the way of a start that is waited for
+
                 click.echo(guide(self._host, address))
             keeper = self._loop.create_task(connection.keep())
             await self._stop.wait()
@@ -248,8 +248,10 @@ class Daemon:
             self._readiness.reloading()
             try:
                 config = self._read()
+                if self._config is None:  # the first one that is right
+                    self._host.runtime_directory = config.daemon.runtime_directory
                 plan = make_plan(self._host, config.regions)
-                if config.daemon.runtime_directory != self._runtime_directory:
+                if config.daemon.runtime_directory != self._host.runtime_directory:
                     cause = "can't change live: the default sockets are below the old one"
                     plan.problems.append(Problem("daemon.runtime-directory", cause, "restart the daemon"))
                 if plan.problems:

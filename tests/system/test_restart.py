@@ -14,8 +14,8 @@ import pytest
 from support.dbusclient import until
 from support.guest.image import Image, build_image
 from support.guest.vm import Guest
+from support.loadprocess import LoadProcess
 from support.machine.service import UNIT, Service
-from support.restartload import LoadProcess
 
 HOST = 65535
 DEMO = "/region/demo"

@@ -111,6 +111,21 @@ class Listener:
                     os.unlink(self.path)
 
 
+def bound_to(listening: Fd | None) -> str:
+    """Say which path *listening*, which is taken over, is bound to; empty for none."""
+    if listening is None:
+        return ""
+    with listening:
+        try:
+            sock = socket.socket(fileno=listening.fileno())
+        except OSError:  # it is no socket
+            return ""
+        listening.steal()
+        with sock:
+            name = sock.getsockname()
+    return name if isinstance(name, str) else ""
+
+
 def user_id(name: str) -> int:
     """Turn a user name or number into a uid; empty gives -1, "leave it".
 

@@ -12,6 +12,7 @@ peers do, and tells each change to its listeners, in order, at once. A listener 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import re
@@ -51,6 +52,7 @@ class _Remains:
         self.state: dict[str, Any] = {}
         self.ledger: Ledger | None = None
         self.trouble = ""
+        self._socket = listener.bound_to(kept.copy("listener"))
 
     def read(self) -> None:
         """Read the state; `trouble` says if that did not work."""
@@ -66,6 +68,10 @@ class _Remains:
             self.trouble = str(error)
 
     def close(self) -> None:
+        """Let go of it, and make room for a new region where its socket is."""
+        if self._socket:
+            with contextlib.suppress(OSError):
+                os.unlink(self._socket)
         self.kept.close()
         if self.ledger is not None:
             self.ledger.close()
