@@ -53,7 +53,7 @@ test-system: $(STAMP) ## Run the tests under a real systemd, in a container; nee
 
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
-	@for one in join_storm dbus_notify objects startup restart; do $(BIN)/python bench/$$one.py || exit; done
+	@for one in join_storm dbus_notify objects startup journal restart; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/pytest -q tests/unit/test_linters.py
