@@ -82,6 +82,8 @@ class Daemon:
         self._readiness = Readiness(self._loop, notify, self._status)
         self._watchdog = Watchdog(self._loop, self._readiness, lambda: self._host.stuck)
         self._reloading = asyncio.Lock()
+        self._keep_bus: Callable[[], asyncio.Task[None]] | None = None
+        self._bus_keeper: asyncio.Task[None] | None = None
         self._exec_restart = exec_restart
         self._stop = asyncio.Event()
         self._executing = False
@@ -123,11 +125,12 @@ class Daemon:
                 from .guide import text as guide  # not on the way of a start that is waited for
 
                 click.echo(guide(self._host, address))
-            keeper = self._loop.create_task(connection.keep())
+            self._keep_bus = lambda: self._loop.create_task(connection.keep())
+            self._bus_keeper = self._keep_bus()
             await self._stop.wait()
             self._readiness.stopping()
             log.info("stopping")
-            keeper.cancel()
+            self._bus_keeper.cancel()
             connection.close()
             return os.EX_OK
         finally:
@@ -294,7 +297,8 @@ class Daemon:
                 if not self._host.keep(satchel):
                     raise OSError("not everything can be kept; raise LimitNOFILE=")
                 log.info("executing anew")
-                if self._private is not None:
+                if self._private is not None and self._bus_keeper is not None:
+                    self._bus_keeper.cancel()  # else it starts another bus in place of the one that goes
                     await self._private.stop()
                 anew.hold()
                 for _ in range(_TURNS):
@@ -305,5 +309,8 @@ class Daemon:
                 log.error("not executed anew", reason=str(error))
             finally:  # it stops, or something went wrong
                 anew.release()
+                if self._bus_keeper is not None and self._bus_keeper.cancelled() and not self._stop.is_set():
+                    assert self._keep_bus is not None
+                    self._bus_keeper = self._keep_bus()
                 self._host.unkeep()
                 satchel.close()

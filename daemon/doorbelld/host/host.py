@@ -67,9 +67,9 @@ class _Remains:
         except (StateMismatch, OSError) as error:
             self.trouble = str(error)
 
-    def close(self) -> None:
-        """Let go of it, and make room for a new region where its socket is."""
-        if self._socket:
+    def close(self, in_use: set[str]) -> None:
+        """Let go of it, and make room for a new region where its socket is, unless that path is *in_use*."""
+        if self._socket and self._socket not in in_use:
             with contextlib.suppress(OSError):
                 os.unlink(self._socket)
         self.kept.close()
@@ -177,7 +177,12 @@ class Host:
             remains.read()
         for remains in found:
             self._revive_one(remains, configured, sockets)
-        return [Unusable(remains.name, remains.trouble) for remains in found if remains.trouble]
+        unusable = [remains for remains in found if remains.trouble]
+        in_use = {region.spec.socket for region in self.regions.values()}
+        in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
+        for remains in unusable:
+            remains.close(in_use)
+        return [Unusable(remains.name, remains.trouble) for remains in unusable]
 
     def _revive_one(self, remains: _Remains, configured: Mapping[str, RegionSpec], sockets: Kept) -> None:
         assert self.keeper is not None
@@ -200,7 +205,6 @@ class Host:
             )
         except (DoorbellError, OSError) as error:
             remains.trouble = str(error)
-            remains.close()
             for name in remains.names:
                 self.keeper.drop(remains.prefix + name)
             return

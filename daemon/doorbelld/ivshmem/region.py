@@ -180,7 +180,8 @@ class Region:
         Raises:
             SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
         """
-        if (spec.owner, spec.group, spec.mode) != (self.spec.owner, self.spec.group, self.spec.mode):
+        access = (self.spec.owner, self.spec.group, self.spec.mode)
+        if self._listener.ours and (spec.owner, spec.group, spec.mode) != access:
             self._listener.give_to(spec.owner, spec.group, spec.mode)
         self.spec, self.configured = spec, configured
         self._courier.change(spec.stall_timeout)
@@ -538,7 +539,7 @@ class Region:
         with contextlib.ExitStack() as undo:
             undo.callback(eventfds.close)
             undo.enter_context(sock).setblocking(False)
-            rule = entry["rule"] and PeerRule.from_raw(entry["rule"])
+            rule = None if entry["rule"] is None else PeerRule.from_raw(entry["rule"])
             who, since = Credentials(**entry["who"]), entry["since"]
             member = Member(entry["id"], eventfds, entry["seq"])
             undo.pop_all()

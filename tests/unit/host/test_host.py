@@ -365,6 +365,7 @@ async def test_two_of_one_name_are_one(host: Host, second: Host, satchel: Satche
     (unusable,) = second.revive(kept_by(satchel), {}, Kept())
     assert (unusable.name, unusable.reason) == ("a", "another region of that name is there")
     assert {name.split(".")[0] for name in satchel.copies} == {"r1"}
+    assert os.path.exists(second.region("a").spec.socket)  # the path is the living one's
 
 
 async def test_a_socket_that_somebody_else_made_is_used_or_left(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from unittest import mock
 
@@ -39,7 +40,7 @@ RULES = (
 class RecordMachine(RuleBasedStateMachine):
     """Whatever happens to a region: its ledger says the same as the region itself."""
 
-    @initialize(lines_max=st.sampled_from([0, 1, 5, 4096]), rules=st.sampled_from(RULES))
+    @initialize(lines_max=st.sampled_from([4096, 4096, 20, 1, 0]), rules=st.sampled_from(RULES))
     def start(self, lines_max: int, rules: tuple[PeerRule, ...]) -> None:
         self.patch = mock.patch.object(module, "_LINES_MAX", lines_max)
         self.patch.start()
@@ -65,6 +66,11 @@ class RecordMachine(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 15), count=st.integers(0, 15))
     def send(self, data: st.DataObject, limit: int, count: int) -> None:
         self.bench.post(self.pick(data), limit, count)
+
+    @precondition(anybody)
+    @rule()
+    def everybody_is_told_everything(self) -> None:
+        self.bench.pump()
 
     @rule(vector=st.integers(0, 2), count=st.integers(1, 9))
     def ring(self, vector: int, count: int) -> None:
@@ -121,7 +127,31 @@ class RecordMachine(RuleBasedStateMachine):
 
 
 TestRecord = RecordMachine.TestCase
-TestRecord.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRecord.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 3])
+@pytest.mark.parametrize("viewer", ["a", "x"])
+@pytest.mark.parametrize("again", [False, True])
+def test_every_place_at_which_somebody_may_leave(viewer: str, leaver: int, again: bool) -> None:
+    """Peer 2 is told of the host, b, c (if it may know of that one), itself and d; one leaves after any message."""
+    for cut in range(3 + 5 * 3 + 1):
+        with closing(Bench(peer=RULES[1])) as bench:
+            assert all(map(bench.join, ("b", "c", viewer, "d")))
+            peer = bench.region.peers[2]
+            bench.post(peer, 64, cut)
+            bench.leave(bench.region.peers[leaver])
+            assert len(bench.lines()) >= 6  # it is not all in the snapshot
+            assert bench.plain(replay(bench.lines())) == bench.export()
+            if again:
+                late = bench.join("b")
+                assert late
+                bench.post(peer, 64, 2)
+                bench.leave(late)
+                assert bench.plain(replay(bench.lines())) == bench.export()
+            before = bench.export()
+            bench.restart()
+            assert bench.export() == before
 
 
 # Older, newer and damaged states
