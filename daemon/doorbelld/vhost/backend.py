@@ -1,0 +1,582 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device on a socket: front-ends come and go, the device stays.
+
+Theory of operation
+-------------------
+A backend listens (or looks for a front-end that does, with `connect`), and serves one front-end at a time, in a task.
+That task takes one thing after the other: a message, a first kick, a reset; what needs the task is put down as a job.
+When the front-end goes, or breaks a rule, or a queue breaks, the device is brought to rest and cleared, and only then
+the socket is closed: a front-end that comes back takes that as the sign that nothing touches its memory any more. Then
+the next one is served.
+
+Who connects while a front-end is there is turned away; unless that one is gone already, and only its clearing away
+takes time: then it waits, and is served next.
+
+What happens is told by events, through *emit*. Nothing here logs, and nothing here knows D-Bus.
+
+Invariants
+----------
+1. ``session`` is set exactly while a front-end has the device.
+2. No error that a front-end can cause leaves this module as an exception.
+3. Each reason is told once, by `FrontendDetached`, and stays in ``reason`` until the next front-end comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from ..errors import AccessDenied, LimitExceeded
+from ..fds.listener import Listener
+from ..fds.owned import Fd
+from ..fds.peercred import Credentials, identify
+from ..fds.spare import Spare
+from ..ivshmem.door import Door
+from ..ring.memory import Region
+from ..wire.vhost import Decoder, Message, ProtocolError, encode
+from ..wire.vhost_messages import ProtocolFeature
+from ..wire.vhost_requests import FrontendRequest
+from .access import admit
+from .channel import receive, send
+from .device import Device
+from .engine import Engine
+from .errors import NoSuchQueue, NotConnected, NotRunning
+from .events import (
+    ConfigChanged,
+    DeviceChanged,
+    DeviceEvent,
+    FrontendAttached,
+    FrontendDetached,
+    FrontendRefused,
+    Negotiated,
+    QueueChanged,
+    RequestRefused,
+    State,
+    StateChanged,
+)
+from .features import feature_names, protocol_feature_names
+from .queuestate import QueueState, look
+from .session import Session, SessionEnded, offered_features, offered_protocol_features
+from .spec import DeviceSpec
+
+_CLOSED = "it closed its connection"
+GRACE = 0.5
+"""Seconds that a front-end has to stop a queue that broke."""
+_RETRY_MIN = 0.1
+_RETRY_MAX = 10.0
+
+
+class _Gone(Exception):
+    """The front-end went away."""
+
+
+class Backend:
+    """One device, serving from `serve` until `close`."""
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        device: Device,
+        loop: asyncio.AbstractEventLoop,
+        emit: Callable[[DeviceEvent], None],
+        spare: Spare,
+        *,
+        listener: Listener | None,
+        configured: bool = False,
+    ) -> None:
+        """Take over *device* and *listener* (None: connect); `open` makes both.
+
+        Raises:
+            OSError: there are no descriptors or threads left; the caller still has both then.
+        """
+        self.spec = spec
+        self.configured = configured
+        """Whether the configuration asked for it, rather than a call."""
+        self.device = device
+        self.session: Session | None = None
+        self.state = State.CONNECTING if listener is None else State.LISTENING
+        self.reason = ""
+        """Why the last front-end went, until the next one comes."""
+        self.who: Credentials | None = None
+        """The front-end, as far as it is known."""
+        self.since = 0
+        """When it connected, in microseconds since 1970; 0 without one."""
+        self._loop = loop
+        self._emit = emit
+        self._listener = listener
+        self._spare = spare
+        self._sock: socket.socket | None = None
+        self._next: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._jobs: deque[Callable[[Session], Awaitable[None]]] = deque()
+        self._failure: tuple[str, bool] | None = None
+        self._ending = False
+        self._closing = False
+        self._grace: asyncio.TimerHandle | None = None
+        self._retry = _RETRY_MIN
+        self._said = ""
+        self._engine = Engine(device, loop, spec.name, spec.poll_us, self._broke)
+        self._door: Door | None = None
+        if listener is not None:
+            self._door = Door(
+                loop,
+                listener.sock,
+                spare,
+                arrived=self._arrive,
+                refuse=self._turn_away,
+                prepared=lambda again: True,
+                rested=lambda: None,
+            )
+        device.tell_config_changed = self._look_at_config
+
+    @classmethod
+    def open(
+        cls,
+        spec: DeviceSpec,
+        loop: asyncio.AbstractEventLoop,
+        emit: Callable[[DeviceEvent], None],
+        spare: Spare,
+        *,
+        socket_given: Fd | None = None,
+        configured: bool = False,
+    ) -> Backend:
+        """Make the device and the socket that *spec* asks for, and serve.
+
+        *socket_given* is a listening socket that somebody else owns, to be used instead of one of our own; it is
+        taken over.
+
+        Raises:
+            SocketInUse, SocketUnavailable, LimitExceeded, and what the type of device raises: nothing is left behind.
+        """
+        with contextlib.ExitStack() as undo:
+            if socket_given is not None:
+                undo.enter_context(socket_given)
+            device = spec.make()
+            undo.callback(device.close)
+            listener: Listener | None = None
+            if socket_given is not None:
+                listener = Listener.adopt(socket_given, spec.socket, ours=False)
+            elif not spec.connect:
+                listener = Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
+            if listener is not None:
+                undo.callback(listener.close)
+            try:
+                backend = cls(spec, device, loop, emit, spare, listener=listener, configured=configured)
+            except (OSError, RuntimeError) as error:
+                cure = "raise LimitNOFILE= or TasksMax="
+                raise LimitExceeded(f'no room for device "{spec.name}": {error}; {cure}') from error
+            undo.pop_all()
+        backend.serve()
+        return backend
+
+    def serve(self) -> None:
+        """Let in who knocks, or begin to look for a front-end."""
+        if self._door is not None:
+            self._door.open()
+        else:
+            self._task = self._loop.create_task(self._seek())
+
+    async def close(self, reason: str = "the device is removed") -> None:
+        """Bring the device to rest, disconnect the front-end, remove the socket, end the workers."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._door is not None:
+            self._door.shut()
+        if self._listener is not None:
+            self._listener.close()
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+        self._fail(reason, broken=False)
+        if self._task is not None:
+            await self._task
+        await self._engine.close()
+        self.device.close()
+        self._enter(State.STOPPED, reason)
+
+    def change(self, spec: DeviceSpec, configured: bool) -> None:
+        """Go over to *spec*, which differs in nothing that is frozen, nor in the options of its type.
+
+        Raises:
+            SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
+        """
+        before = self.spec
+        if self._listener is not None and (spec.owner, spec.group, spec.mode) != (
+            before.owner,
+            before.group,
+            before.mode,
+        ):
+            self._listener.give_to(spec.owner, spec.group, spec.mode)
+        self.spec, self.configured = spec, configured
+        self._engine.set_poll(spec.poll_us)
+        self._emit(DeviceChanged(self))
+
+    # What can be asked of it
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.spec.name
+
+    @property
+    def virtio_id(self) -> int:
+        """The virtio device ID."""
+        return self.device.id
+
+    @property
+    def offered_features(self) -> int:
+        """Feature bits that a front-end is offered."""
+        return offered_features(self.device)
+
+    @property
+    def accepted_features(self) -> int:
+        """Feature bits that the front-end accepted; 0 without one."""
+        return (self.session and self.session.features) or 0
+
+    @property
+    def offered_protocol_features(self) -> ProtocolFeature:
+        """vhost-user's own feature bits that a front-end is offered."""
+        return offered_protocol_features(self.device)
+
+    @property
+    def accepted_protocol_features(self) -> ProtocolFeature:
+        """vhost-user's own feature bits that the front-end accepted."""
+        return self.session.protocol_features if self.session is not None else ProtocolFeature(0)
+
+    def feature_names(self, bits: int) -> list[str]:
+        """Name feature bits."""
+        return feature_names(bits, self.device.feature_names)
+
+    def protocol_feature_names(self, bits: int) -> list[str]:
+        """Name vhost-user's own feature bits."""
+        return protocol_feature_names(bits)
+
+    @property
+    def status(self) -> int:
+        """The virtio device status that the front-end set, if it does that."""
+        return self.session.status if self.session is not None else 0
+
+    @property
+    def memory_regions(self) -> list[Region]:
+        """Guest memory: ``(guest_addr, size, user_addr, mmap_offset, error)`` each."""
+        return self._engine.memory.regions
+
+    @property
+    def config(self) -> bytes:
+        """The device's configuration space."""
+        return self.device.get_config()
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues it has."""
+        return len(self._engine.queues)
+
+    def queue(self, index: int) -> QueueState:
+        """Look at queue *index*.
+
+        Raises:
+            NoSuchQueue: naming those that there are.
+        """
+        queue = self._engine.queues[self._check(index)]
+        return look(queue, self.session is not None and self.session.rings[index].enabled)
+
+    def queues(self) -> list[QueueState]:
+        """Look at all queues."""
+        return [self.queue(index) for index in range(self.queue_count)]
+
+    def _check(self, index: int) -> int:
+        if not 0 <= index < self.queue_count:
+            raise NoSuchQueue(f'device "{self.name}" has queues 0 to {self.queue_count - 1}, not {index}')
+        return index
+
+    # What can be done to it
+
+    def notify(self, index: int) -> None:
+        """Interrupt the guest for queue *index* (the seed's vu_queue_notify).
+
+        Raises:
+            NoSuchQueue: naming those that there are.
+            NotRunning: it does not run, or the front-end wants no interrupts.
+        """
+        queue = self._engine.queues[self._check(index)]
+        if not queue.running or not queue.call():
+            what = "does not run" if not queue.running else "has no call descriptor"
+            raise NotRunning(f'queue {index} of device "{self.name}" {what}; the guest\'s driver has to set it up')
+
+    def kick(self, index: int) -> None:
+        """Have queue *index* looked at now, as if the guest had kicked it.
+
+        Raises:
+            NoSuchQueue: naming those that there are.
+            NotRunning: it is not started, or not enabled.
+        """
+        if not self._engine.rouse(self._check(index)):
+            raise NotRunning(f'queue {index} of device "{self.name}" is not started and enabled by a driver')
+
+    def disconnect(self, reason: str) -> None:
+        """Drop the front-end; the device is at rest and listens again a moment later.
+
+        Raises:
+            NotConnected: there is none.
+        """
+        if self.session is None:
+            raise NotConnected(f'device "{self.name}" has no front-end; one attaches at {self.spec.socket}')
+        self._fail(reason, broken=False)
+
+    def reset(self) -> None:
+        """Give the device the state after its birth; rings stop, and a driver has to set them up again.
+
+        A driver learns of it where STATUS was negotiated (DEVICE_NEEDS_RESET) and it looks; else it hangs until it
+        is loaded anew.
+
+        Raises:
+            NotConnected: there is no front-end, so the device has that state.
+        """
+        if self.session is None:
+            raise NotConnected(f'device "{self.name}" has no front-end, so there is nothing to reset')
+        self._job(lambda session: session.reset_unasked())
+
+    # Front-ends come
+
+    def _arrive(self, sock: socket.socket) -> None:
+        if self._sock is None:
+            self._begin(sock)
+        elif (self._ending or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
+            if self._next is not None:
+                self._next.close()
+            self._next = sock
+        else:
+            sock.close()
+            holder = f"pid {self.who.pid}" if self.who is not None else "another"
+            self._emit(FrontendRefused(self, f"front-end {holder} has the device, and it serves one at a time"))
+
+    def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool) -> None:
+        if sock is not None:
+            sock.close()
+        self._emit(FrontendRefused(self, reason))
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._task = self._loop.create_task(self._serve_one(sock))
+
+    async def _seek(self) -> None:
+        """Find a front-end that listens, serve it, look for the next."""
+        while not self._closing:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(self.spec.socket)
+            except OSError as error:
+                sock.close()
+                if str(error) != self._said:
+                    self._said = str(error)
+                    where = f"{self.spec.socket}: {error.strerror}"
+                    self._emit(FrontendRefused(self, f"no front-end there yet, trying again: {where}"))
+            else:
+                self._said = ""
+                self._sock = sock
+                await self._serve_one(sock)
+            if not self._closing:
+                with contextlib.suppress(TimeoutError):
+                    self._news.clear()
+                    await asyncio.wait_for(self._news.wait(), self._retry)
+            self._retry = min(self._retry * 2, _RETRY_MAX)
+
+    async def _serve_one(self, sock: socket.socket) -> None:
+        """Serve the front-end behind *sock* until it goes, and clear away what it leaves."""
+        decoder = Decoder(FrontendRequest)
+        reason, broken = "", False
+        try:
+            self.who = identify(sock)
+            admit(self.name, self.spec.peer, self.who)
+        except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
+            self._sock, self.who = None, None
+            sock.close()
+            gone = f"it went away while being greeted: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self._emit(FrontendRefused(self, gone))
+            self._serve_next()
+            return
+        self.session = session = Session(self._engine, self._loop, self)
+        self.since, self.reason = time.time_ns() // 1000, ""
+        self._failure = None if not self._closing else ("the device is removed", False)
+        self._emit(FrontendAttached(self, self.who))
+        self._enter(State.CONNECTED, "")
+        try:
+            await self._talk(session, sock, decoder)
+        except _Gone as error:
+            reason = str(error)
+        except (ProtocolError, SessionEnded) as error:
+            reason, broken = str(error), True
+        except Exception as error:  # a device of a user's, say, whose hook fails
+            reason, broken = f"{type(error).__name__}: {error}", True
+        if self._failure is not None:
+            reason, broken = self._failure
+        await self._end(session, sock, decoder, reason, broken)
+
+    async def _end(self, session: Session, sock: socket.socket, decoder: Decoder, reason: str, broken: bool) -> None:
+        self._ending = True
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self.reason = reason
+        if broken:
+            session.tell_broken()
+            self._enter(State.BROKEN, reason)
+        try:
+            await session.close()
+        except Exception as error:
+            self.reason = f"{reason}; and then {type(error).__name__}: {error}"
+        self.session = None
+        self._jobs.clear()
+        decoder.close()
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()  # last: the front-end's sign that its memory is its own again
+        who, self.who, self.since = self.who, None, 0
+        self._sock, self._ending = None, False
+        assert who is not None
+        self._emit(FrontendDetached(self, who, self.reason, broken))
+        if not self._closing:
+            self._enter(State.CONNECTING if self.spec.connect else State.LISTENING, self.reason)
+        self._serve_next()
+
+    def _serve_next(self) -> None:
+        if self._next is not None:
+            sock, self._next = self._next, None
+            self._begin(sock)
+
+    # A front-end is served
+
+    async def _talk(self, session: Session, sock: socket.socket, decoder: Decoder) -> None:
+        """Take one thing after the other; raises what ends it."""
+        while True:
+            await self._catch_up(session)
+            try:
+                data, fds = receive(sock)
+            except BlockingIOError:
+                await self._wait(self._loop.add_reader, self._loop.remove_reader, sock)
+                continue
+            except ConnectionError:
+                raise _Gone(_CLOSED) from None
+            except OSError as error:
+                raise _Gone(f"its connection broke: {error.strerror}") from error
+            if not data:
+                raise _Gone(f"{_CLOSED} in the middle of a message" if decoder.pending else _CLOSED)
+            for message in decoder.feed(data, fds):
+                answer = await session.handle(message)
+                if answer is not None:
+                    await self._answer(sock, answer)
+                self._retry = _RETRY_MIN
+                await self._catch_up(session)
+            await asyncio.sleep(0)  # whoever talks without end does not keep others from their turn
+
+    async def _catch_up(self, session: Session) -> None:
+        """Do what waits besides messages."""
+        self._news.clear()
+        while self._jobs and self._failure is None:
+            await self._jobs.popleft()(session)
+        if self._failure is not None:
+            raise _Gone(self._failure[0])
+
+    async def _wait(self, watch: Callable[..., object], unwatch: Callable[[int], object], sock: socket.socket) -> None:
+        """Wait until the socket is ready, or there is a job, or a failure."""
+        watch(sock.fileno(), self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            unwatch(sock.fileno())
+
+    async def _answer(self, sock: socket.socket, answer: Message) -> None:
+        with contextlib.closing(answer):
+            data, fds = encode(answer)
+            while data:
+                try:
+                    data, fds = data[send(sock, data, fds) :], []
+                except BlockingIOError:
+                    await self._wait(self._loop.add_writer, self._loop.remove_writer, sock)
+                    if self._failure is not None:
+                        raise _Gone(self._failure[0]) from None
+                    self._news.clear()
+                except OSError:
+                    raise _Gone(_CLOSED) from None
+
+    def _job(self, job: Callable[[Session], Awaitable[None]]) -> None:
+        self._jobs.append(job)
+        self._news.set()
+
+    def _fail(self, reason: str, broken: bool) -> None:
+        if self._failure is None:
+            self._failure = reason, broken
+        self._news.set()
+
+    def _enter(self, state: State, reason: str) -> None:
+        old, self.state = self.state, state
+        if old is not state:
+            self._emit(StateChanged(self, old, state, reason))
+
+    def _broke(self) -> None:
+        """Give the front-end a moment when a queue broke.
+
+        Linux takes requests back that it is done with (its index goes backwards) before it disables a queue, where it
+        unbinds a driver in User-Mode Linux. So a queue that is not served any more after that moment is forgiven.
+        """
+        if self._engine.memory.broken:
+            self._condemn()
+        elif self._grace is None:
+            self._grace = self._loop.call_later(GRACE, self._condemn)
+
+    def _condemn(self) -> None:
+        self._grace = None
+        if self.session is None or self._ending:
+            return
+        if damage := self._engine.memory.broken or self._engine.damage:
+            self._fail(damage, broken=True)
+
+    def _look_at_config(self) -> None:
+        """Have `_config_changed` called on the loop; comes from any thread."""
+        self._loop.call_soon_threadsafe(self._config_changed)
+
+    def _config_changed(self) -> None:
+        if not self._closing:
+            self._emit(ConfigChanged(self))
+            if self.session is not None:
+                self.session.config_changed()
+
+    # What the session tells
+
+    def kicked(self, index: int) -> None:
+        """Have the session start a ring (see `session.Watcher`)."""
+        self._job(lambda session: session.kicked(index))
+
+    def failed(self, reason: str) -> None:
+        """End the connection."""
+        self._fail(reason, broken=True)
+
+    def refused(self, request: str, reason: str) -> None:
+        """Tell that a request was refused."""
+        self._emit(RequestRefused(self, request, reason))
+
+    def queue_changed(self, index: int) -> None:
+        """Tell of it, and see whether the device runs now."""
+        self._emit(QueueChanged(self, index))
+        if self.state in (State.CONNECTED, State.RUNNING) and not self._ending:
+            running = any(queue.running for queue in self._engine.queues)
+            self._enter(State.RUNNING if running else State.CONNECTED, "")
+
+    def negotiated(self) -> None:
+        """Tell of it."""
+        self._emit(Negotiated(self))
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

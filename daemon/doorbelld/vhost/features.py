@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names of feature bits, as the specifications write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..wire.vhost_messages import ProtocolFeature
+
+COMMON = {
+    24: "VIRTIO_F_NOTIFY_ON_EMPTY",
+    26: "VHOST_F_LOG_ALL",
+    27: "VIRTIO_F_ANY_LAYOUT",
+    28: "VIRTIO_F_INDIRECT_DESC",
+    29: "VIRTIO_F_EVENT_IDX",
+    30: "VHOST_USER_F_PROTOCOL_FEATURES",
+    32: "VIRTIO_F_VERSION_1",
+    33: "VIRTIO_F_ACCESS_PLATFORM",
+    34: "VIRTIO_F_RING_PACKED",
+    35: "VIRTIO_F_IN_ORDER",
+    36: "VIRTIO_F_ORDER_PLATFORM",
+    37: "VIRTIO_F_SR_IOV",
+    38: "VIRTIO_F_NOTIFICATION_DATA",
+    39: "VIRTIO_F_NOTIF_CONFIG_DATA",
+    40: "VIRTIO_F_RING_RESET",
+}
+"""Bits that mean the same for every type of device (VIRTIO 1.2, 6; vhost-user for 26 and 30)."""
+
+
+def feature_names(bits: int, own: Mapping[int, str]) -> list[str]:
+    """Name the feature *bits* of a device whose type calls its own ones *own*; an unknown one is ``bit 41``."""
+    names = {**COMMON, **own}
+    return [names.get(bit, f"bit {bit}") for bit in range(64) if bits >> bit & 1]
+
+
+def protocol_feature_names(bits: int) -> list[str]:
+    """Name vhost-user's own feature *bits* (``VHOST_USER_PROTOCOL_F_`` goes before each)."""
+    known = {feature.value.bit_length() - 1: str(feature.name) for feature in ProtocolFeature}
+    return [known.get(bit, f"bit {bit}") for bit in range(64) if bits >> bit & 1]

@@ -1,0 +1,584 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One front-end: what its requests do to a device.
+
+Theory of operation
+-------------------
+`Session.handle` takes one message after the other, strictly in order, and gives the answer to send, if any. A table
+says which method realises which request; what is not in it is not offered: packed rings, in-flight tracking, the dirty
+log, postcopy and the IOTLB have their places there.
+
+A request that can't be granted is `Refused`: with a non-zero acknowledgement if the front-end asked for one, else by
+the end of the connection, because a front-end that is not told would go on in a belief that does not hold.
+
+A ring is *enabled* or not, and *started* or not; both are off at first. It starts when its kick descriptor is readable
+for the first time (which the session watches), when a kick comes in band, or at once if there is no such descriptor.
+From then on a worker serves it while it is enabled. Kicks that start a ring are handled between messages, in the
+order in which they came: see `Session.kicked`.
+
+Invariants
+----------
+1. Rings, guest memory and the device's hooks are touched only while workers are still (`Engine.still`).
+2. A ring is attached to a worker exactly while it is enabled and started.
+3. Nothing is ever waited for on the back-end channel (channel.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import DoorbellError
+from ..fds import native
+from ..fds.owned import Fd
+from ..ring.errors import QueueError
+from ..ring.memory import SLOTS_MAX
+from ..ring.queue import RING_FEATURES, VirtQueue
+from ..wire.vhost import Message
+from ..wire.vhost_messages import (
+    CONFIG_MAX,
+    U64,
+    Config,
+    Empty,
+    Feature,
+    MemoryTable,
+    Payload,
+    ProtocolFeature,
+    SingleMemoryRegion,
+    VhostSetConfigType,
+    VringAddr,
+    VringAddrFlag,
+    VringFd,
+    VringState,
+)
+from ..wire.vhost_requests import Answer, FrontendRequest, Request
+from .channel import BackChannel, Reactor
+from .device import Device, config_space
+from .engine import Engine
+
+VIRTIO_F_VERSION_1 = 1 << 32
+STATUS_RESET = 0
+STATUS_NEEDS_RESET = 64
+"""VIRTIO 1.2, 2.1: DEVICE_NEEDS_RESET."""
+INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+EVERYWHERE = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+"""Protocol features that every device has."""
+
+
+class Refused(DoorbellError):
+    """A request that can't be granted; the front-end is told, if it wants to be."""
+
+
+class SessionEnded(DoorbellError):
+    """The front-end did what ends its connection; the text says what."""
+
+
+class Watcher(Protocol):
+    """What a session tells its owner; none of it may call the session back at once."""
+
+    def kicked(self, index: int) -> None:
+        """Ring *index* was kicked for the first time: call `Session.kicked` when no message is being handled."""
+
+    def failed(self, reason: str) -> None:
+        """The connection must end, for *reason*."""
+
+    def refused(self, request: str, reason: str) -> None:
+        """A request was refused, and the front-end told so."""
+
+    def queue_changed(self, index: int) -> None:
+        """A ring was enabled, disabled, started or stopped, or has another size."""
+
+    def negotiated(self) -> None:
+        """Features or memory changed."""
+
+
+@dataclass(slots=True)
+class Ring:
+    """How one ring stands in this session."""
+
+    queue: VirtQueue
+    enabled: bool = False
+    placed: bool = False
+    """Its addresses were set."""
+    kick: Fd | None = None
+    """What the first kick will make readable, until that; or, if it is our own, what kicks in band write to."""
+    inband: bool = False
+    """`kick` is our own."""
+    watching: bool = False
+    due: bool = False
+    """It was kicked, or needs no kick, and starts as soon as it can."""
+    call: Fd | None = None
+    """With calls in band: what the queue signals, and the session listens to."""
+    err: Fd | None = None
+
+
+def offered_features(device: Device) -> int:
+    """Return the feature bits that a front-end is offered (GET_FEATURES)."""
+    return int(device.features | RING_FEATURES | VIRTIO_F_VERSION_1 | Feature.PROTOCOL_FEATURES)
+
+
+def offered_protocol_features(device: Device) -> ProtocolFeature:
+    """Return vhost-user's own feature bits that a front-end is offered (GET_PROTOCOL_FEATURES)."""
+    config = ProtocolFeature.CONFIG if device.get_config() else ProtocolFeature(0)
+    return EVERYWHERE | config | device.protocol_features
+
+
+def _eventfd() -> Fd:
+    return Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+
+class Session:
+    """A front-end's hold on a device, from its connection until `close`."""
+
+    def __init__(self, engine: Engine, reactor: Reactor, watcher: Watcher) -> None:
+        self._engine = engine
+        self._device = engine.device
+        self._reactor = reactor
+        self._watcher = watcher
+        self.rings = [Ring(queue) for queue in engine.queues]
+        self.features: int | None = None
+        """What the front-end accepted; None before it did."""
+        self.protocol_features = ProtocolFeature(0)
+        self.status = STATUS_RESET
+        self.owned = False
+        self.channel: BackChannel | None = None
+        self._config_told = True
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Whether *feature* was negotiated."""
+        return bool(self.protocol_features & feature)
+
+    # Messages
+
+    async def handle(self, message: Message) -> Message | None:
+        """Do what *message* asks, and return what to answer; its descriptors are closed or taken over.
+
+        Raises:
+            SessionEnded: the connection must end.
+        """
+        with contextlib.closing(message):
+            try:
+                method = _METHODS.get(message.request)
+                if method is None:
+                    raise Refused("it is not offered, or unknown")
+                payload = await method(self, message.payload, message)
+            except SessionEnded:
+                raise
+            except (DoorbellError, OSError) as error:
+                return self._refuse(message, str(error))
+        if payload is not None:
+            return message.reply(payload)
+        return message.ack() if message.need_reply else None
+
+    def _refuse(self, message: Message, reason: str) -> Message:
+        request = message.request
+        if request is FrontendRequest.GET_CONFIG:
+            answer = message.reply(Empty())
+        elif message.need_reply and request.exchange.answer is Answer.IF_ASKED:
+            answer = message.ack(1)
+        else:
+            raise SessionEnded(f"{request.name}: {reason}")
+        self._watcher.refused(request.name, reason)
+        return answer
+
+    async def _get_features(self, payload: Payload, message: Message) -> Payload:
+        return U64(offered_features(self._device))
+
+    async def _set_features(self, payload: U64, message: Message) -> None:
+        accepted = payload.value & offered_features(self._device)
+        if accepted == self.features:
+            return
+        async with self._engine.still():
+            for ring in self.rings:
+                if (ring.queue.features ^ accepted) & RING_FEATURES:
+                    ring.queue.set_features(accepted & RING_FEATURES)
+            self.features = accepted
+            self._device.ack(accepted & ~int(Feature.PROTOCOL_FEATURES))
+            if not accepted & Feature.PROTOCOL_FEATURES:
+                for index in range(len(self.rings)):
+                    self._enable(index, True)
+        self._watcher.negotiated()
+
+    async def _set_owner(self, payload: Payload, message: Message) -> None:
+        self.owned = True
+
+    async def _reset_owner(self, payload: Payload, message: Message) -> None:
+        """Do nothing: front-ends use it in ways that differ, and the specification says to ignore it."""
+
+    async def _get_protocol_features(self, payload: Payload, message: Message) -> Payload:
+        return U64(offered_protocol_features(self._device))
+
+    async def _set_protocol_features(self, payload: U64, message: Message) -> None:
+        accepted = ProtocolFeature(payload.value & offered_protocol_features(self._device))
+        if accepted & ProtocolFeature.INBAND_NOTIFICATIONS and accepted & INBAND_NEEDS != INBAND_NEEDS:
+            raise SessionEnded("INBAND_NOTIFICATIONS was accepted without BACKEND_REQ and REPLY_ACK, which it needs")
+        self.protocol_features = accepted
+        self._watcher.negotiated()
+
+    async def _get_queue_num(self, payload: Payload, message: Message) -> Payload:
+        return U64(len(self.rings))
+
+    # Memory
+
+    async def _set_mem_table(self, payload: MemoryTable, message: Message) -> None:
+        regions = [
+            (r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd.fileno())
+            for r, fd in zip(payload.regions, message.fds, strict=True)
+        ]
+        async with self._engine.still():
+            self._engine.memory.set_table(regions)
+        self._watcher.negotiated()
+
+    async def _add_mem_reg(self, payload: Payload, message: Message) -> None:
+        if not isinstance(payload, SingleMemoryRegion) or message.fd is None:
+            raise Refused("postcopy is not offered")
+        r, fd = payload.region, message.fd.fileno()
+        async with self._engine.still():
+            self._engine.memory.add(r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd)
+        self._watcher.negotiated()
+
+    async def _rem_mem_reg(self, payload: SingleMemoryRegion, message: Message) -> None:
+        r = payload.region
+        async with self._engine.still():
+            self._engine.memory.remove(r.guest_addr, r.size, r.user_addr)
+        self._watcher.negotiated()
+
+    async def _get_max_mem_slots(self, payload: Payload, message: Message) -> Payload:
+        return U64(SLOTS_MAX)
+
+    # Rings
+
+    def _ring(self, index: int) -> Ring:
+        if index >= len(self.rings):
+            raise Refused(f"there is no ring {index}; this device has {len(self.rings)}")
+        return self.rings[index]
+
+    async def _set_vring_num(self, payload: VringState, message: Message) -> None:
+        ring = self._ring(payload.index)
+        async with self._engine.still():
+            ring.queue.set_num(payload.num)
+        self._watcher.queue_changed(payload.index)
+
+    async def _set_vring_addr(self, payload: VringAddr, message: Message) -> None:
+        ring = self._ring(payload.index)
+        if payload.flags & VringAddrFlag.LOG:
+            raise Refused("the dirty log is not offered")
+        async with self._engine.still():
+            ring.queue.set_addr(payload.desc, payload.used, payload.avail)
+            ring.placed = True
+            self._start(payload.index)
+
+    async def _set_vring_base(self, payload: VringState, message: Message) -> None:
+        ring = self._ring(payload.index)
+        async with self._engine.still():
+            ring.queue.set_base(payload.num)
+
+    async def _get_vring_base(self, payload: VringState, message: Message) -> Payload:
+        self._ring(payload.index)
+        async with self._engine.still():
+            base = self._stop(payload.index)
+        return VringState(payload.index, base)
+
+    async def _set_vring_kick(self, payload: VringFd, message: Message) -> None:
+        ring = self._ring(payload.index)
+        self._forget_kick(ring)
+        if message.fd is not None:
+            ring.kick = Fd(message.fd.steal())
+        elif self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            ring.kick, ring.inband = _eventfd(), True
+        if ring.queue.running:  # only the descriptor changes
+            async with self._engine.still():
+                self._engine.detach(payload.index)
+                self._give_kick(ring)
+                if ring.enabled:
+                    self._engine.attach(payload.index)
+        elif ring.kick is None:
+            await self.kicked(payload.index)
+        elif not ring.inband:
+            self._reactor.add_reader(ring.kick.fileno(), self._first_kick, payload.index)
+            ring.watching = True
+
+    async def _set_vring_call(self, payload: VringFd, message: Message) -> None:
+        ring = self._ring(payload.index)
+        self._forget_call(ring)
+        if message.fd is not None:
+            ring.queue.set_call(message.fd.fileno())
+        elif self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            self._begin_calls_in_band(payload.index)
+        else:
+            ring.queue.set_call(-1)
+
+    async def _set_vring_err(self, payload: VringFd, message: Message) -> None:
+        ring = self._ring(payload.index)
+        if ring.err is not None:
+            ring.err.close()
+        ring.err = None if message.fd is None else Fd(message.fd.steal())
+
+    async def _set_vring_enable(self, payload: VringState, message: Message) -> None:
+        self._ring(payload.index)
+        if payload.num > 1:
+            raise Refused(f"{payload.num} is neither 0 (disable) nor 1 (enable)")
+        async with self._engine.still():
+            self._enable(payload.index, bool(payload.num))
+
+    async def _vring_kick(self, payload: VringState, message: Message) -> None:
+        ring = self._ring(payload.index)
+        if not self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            raise Refused("INBAND_NOTIFICATIONS was not negotiated")
+        if ring.queue.running and ring.inband and ring.kick is not None:
+            os.eventfd_write(ring.kick.fileno(), 1)
+        else:
+            await self.kicked(payload.index)
+
+    def _first_kick(self, index: int) -> None:
+        """Note that the kick descriptor is readable; the worker will find it so."""
+        ring = self.rings[index]
+        assert ring.kick is not None
+        self._reactor.remove_reader(ring.kick.fileno())
+        ring.watching = False
+        self._watcher.kicked(index)
+
+    async def kicked(self, index: int) -> None:
+        """Start ring *index*, or have it start as soon as it is placed.
+
+        Raises:
+            SessionEnded: it can't run.
+        """
+        if self.rings[index].queue.running:
+            return
+        self.rings[index].due = True
+        try:
+            async with self._engine.still():
+                self._start(index)
+        except QueueError as error:
+            raise SessionEnded(str(error)) from error
+
+    # While workers are still
+
+    def _start(self, index: int) -> None:
+        ring = self.rings[index]
+        if ring.queue.running or not ring.due or not ring.placed:
+            return
+        if self.has(ProtocolFeature.INBAND_NOTIFICATIONS):  # then Linux sends neither SET_VRING_KICK nor _CALL
+            if ring.kick is None:
+                ring.kick, ring.inband = _eventfd(), True
+            if ring.call is None and not ring.queue.has_call:
+                self._begin_calls_in_band(index)
+        self._give_kick(ring)
+        ring.queue.start()
+        ring.due = False
+        self._device.start(ring.queue)
+        if ring.enabled:
+            self._engine.attach(index)
+        if self.channel is not None and not self._config_told:
+            self._tell_config()
+        self._watcher.queue_changed(index)
+
+    def _give_kick(self, ring: Ring) -> None:
+        """Let the queue have the kick descriptor (a copy); it stays here only where we write to it ourselves."""
+        ring.queue.set_kick(-1 if ring.kick is None else ring.kick.fileno())
+        if not ring.inband:
+            self._forget_kick(ring)
+
+    def _stop(self, index: int) -> int:
+        ring = self.rings[index]
+        self._engine.detach(index)
+        self._forget_kick(ring)
+        running = ring.queue.running
+        base = ring.queue.stop()
+        ring.queue.set_kick(-1)
+        if running:
+            self._device.stop(ring.queue)
+            self._watcher.queue_changed(index)
+        return base
+
+    def _enable(self, index: int, enabled: bool) -> None:
+        ring = self.rings[index]
+        if ring.enabled == enabled:
+            return
+        ring.enabled = enabled
+        if not enabled:
+            self._engine.detach(index)
+        elif ring.queue.running:
+            self._engine.attach(index)
+        self._watcher.queue_changed(index)
+
+    def _reset(self) -> None:
+        """Stop and disable all rings, and give the device its state after birth; memory stays."""
+        for index in range(len(self.rings)):
+            self._stop(index)
+            if self.features is None or self.features & Feature.PROTOCOL_FEATURES:
+                self._enable(index, False)
+        self.status = STATUS_RESET
+        self.features = None
+        self._device.reset()
+
+    def _forget_kick(self, ring: Ring) -> None:
+        ring.due = False
+        if ring.kick is not None:
+            if ring.watching:
+                self._reactor.remove_reader(ring.kick.fileno())
+                ring.watching = False
+            ring.kick.close()
+            ring.kick, ring.inband = None, False
+
+    def _forget_call(self, ring: Ring) -> None:
+        if ring.call is not None:
+            self._reactor.remove_reader(ring.call.fileno())
+            ring.call.close()
+            ring.call = None
+
+    # Configuration, status, reset
+
+    async def _get_config(self, payload: Config, message: Message) -> Payload:
+        if not self._device.get_config():
+            raise Refused("this device has no configuration space")
+        start, size = payload.offset, len(payload.payload)
+        if start + size > CONFIG_MAX:
+            raise Refused(f"bytes {start} to {start + size} are not in a configuration space of {CONFIG_MAX}")
+        return Config(start, config_space(self._device)[start : start + size], payload.flags)
+
+    async def _set_config(self, payload: Config, message: Message) -> None:
+        try:
+            kind = VhostSetConfigType(payload.flags)
+        except ValueError:
+            raise Refused(f"{payload.flags} is no reason to write the configuration") from None
+        have = len(self._device.get_config())
+        if payload.offset + len(payload.payload) > have:
+            raise Refused(f"the configuration space has {have} bytes")
+        async with self._engine.still():
+            self._device.set_config(payload.offset, payload.payload, kind)
+
+    async def _set_status(self, payload: U64, message: Message) -> None:
+        status = payload.value & 0xFF
+        if status == STATUS_RESET and self.status != STATUS_RESET:
+            async with self._engine.still():
+                self._reset()
+        self.status = status
+
+    async def _get_status(self, payload: Payload, message: Message) -> Payload:
+        return U64(self.status)
+
+    async def _reset_device(self, payload: Payload, message: Message) -> None:
+        await self.reset()
+
+    async def reset(self) -> None:
+        """Reset the device, as the front-end may ask for (RESET_DEVICE)."""
+        async with self._engine.still():
+            self._reset()
+        self._watcher.negotiated()
+
+    async def reset_unasked(self) -> None:
+        """Reset the device though nobody asked; the driver is to find out by its status, and start anew."""
+        await self.reset()
+        self.status = STATUS_NEEDS_RESET
+        self._tell_config()
+
+    # The back-end channel
+
+    async def _set_backend_req_fd(self, payload: Payload, message: Message) -> None:
+        if not self.has(ProtocolFeature.BACKEND_REQ) or message.fd is None:
+            raise Refused("BACKEND_REQ was not negotiated")
+        if self.channel is not None:
+            self.channel.close()
+        self.channel = BackChannel(
+            self._reactor,
+            message.fd,
+            ask=self.has(ProtocolFeature.REPLY_ACK),
+            fds=self.has(ProtocolFeature.BACKEND_SEND_FD),
+            failed=self._watcher.failed,
+        )
+
+    def config_changed(self) -> None:
+        """Tell the front-end that the configuration space changed, now or when it can listen to that."""
+        self._config_told = False
+        if self.channel is not None and any(ring.queue.running for ring in self.rings):
+            self._tell_config()
+
+    def _tell_config(self) -> None:
+        """Say it again after a start: QEMU's blk ignores it while it is stopped."""
+        if self.channel is not None and self.has(ProtocolFeature.CONFIG):
+            self.channel.config_changed()
+            self._config_told = True
+
+    def _begin_calls_in_band(self, index: int) -> None:
+        ring = self.rings[index]
+        ring.call = _eventfd()
+        self._reactor.add_reader(ring.call.fileno(), self._call_in_band, index)
+        ring.queue.set_call(ring.call.fileno())
+
+    def _call_in_band(self, index: int) -> None:
+        ring = self.rings[index]
+        assert ring.call is not None
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(ring.call.fileno())
+        if self.channel is not None:
+            self.channel.call(index)
+
+    def tell_broken(self) -> None:
+        """Let the front-end know which rings broke, through what it gave for that (SET_VRING_ERR)."""
+        for ring in self.rings:
+            if not ring.queue.broken:
+                continue
+            if ring.err is not None:
+                native.ring_one(ring.err.fileno())
+            elif self.channel is not None and self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+                self.channel.error(ring.queue.index)
+
+    async def close(self) -> None:
+        """Let go of the device: when this returns, nothing touches the front-end's memory any more."""
+        async with self._engine.still():
+            self._reset()
+            for ring in self.rings:
+                self._enable(ring.queue.index, False)
+                self._forget_call(ring)
+                ring.queue.set_call(-1)
+                ring.queue.set_features(0)
+                if ring.err is not None:
+                    ring.err.close()
+            self._engine.memory.set_table([])
+        if self.channel is not None:
+            self.channel.close()
+
+
+_Method = Callable[[Session, Any, Message], Awaitable[Payload | None]]
+_F, _S = FrontendRequest, Session
+_METHODS: dict[Request, _Method] = {
+    _F.GET_FEATURES: _S._get_features,
+    _F.SET_FEATURES: _S._set_features,
+    _F.SET_OWNER: _S._set_owner,
+    _F.RESET_OWNER: _S._reset_owner,
+    _F.SET_MEM_TABLE: _S._set_mem_table,
+    _F.SET_VRING_NUM: _S._set_vring_num,
+    _F.SET_VRING_ADDR: _S._set_vring_addr,
+    _F.SET_VRING_BASE: _S._set_vring_base,
+    _F.GET_VRING_BASE: _S._get_vring_base,
+    _F.SET_VRING_KICK: _S._set_vring_kick,
+    _F.SET_VRING_CALL: _S._set_vring_call,
+    _F.SET_VRING_ERR: _S._set_vring_err,
+    _F.GET_PROTOCOL_FEATURES: _S._get_protocol_features,
+    _F.SET_PROTOCOL_FEATURES: _S._set_protocol_features,
+    _F.GET_QUEUE_NUM: _S._get_queue_num,
+    _F.SET_VRING_ENABLE: _S._set_vring_enable,
+    _F.SET_BACKEND_REQ_FD: _S._set_backend_req_fd,
+    _F.GET_CONFIG: _S._get_config,
+    _F.SET_CONFIG: _S._set_config,
+    _F.RESET_DEVICE: _S._reset_device,
+    _F.VRING_KICK: _S._vring_kick,
+    _F.GET_MAX_MEM_SLOTS: _S._get_max_mem_slots,
+    _F.ADD_MEM_REG: _S._add_mem_reg,
+    _F.REM_MEM_REG: _S._rem_mem_reg,
+    _F.SET_STATUS: _S._set_status,
+    _F.GET_STATUS: _S._get_status,
+}
