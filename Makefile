@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
-NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd')
+NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-unit test-integration test-guest test-system bench lint build debug clean install uninstall
@@ -53,7 +53,7 @@ test-system: $(STAMP) ## Run the tests under a real systemd, in a container; nee
 
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
-	@for one in join_storm dbus_notify objects startup journal restart; do $(BIN)/python bench/$$one.py || exit; done
+	@for one in join_storm dbus_notify objects startup journal restart blk; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/pytest -q tests/unit/test_linters.py
