@@ -6,8 +6,8 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 
 1. The limit on descriptors is raised as far as allowed; what it allows is said in words.
 2. What was kept over a restart is put together again: from here on guests are served [65 if a newer version wrote it].
-3. The configuration's regions are held against those that there are, and the difference is made [73 if nothing was
-   kept and one can't be made: then nobody loses anything by our end].
+3. The configuration's regions and devices are held against those that there are, and the difference is made [73 if
+   nothing was kept and one can't be made: then nobody loses anything by our end].
 4. The bus is joined and the name owned [69 if it can't be].
 5. Ready: sd_notify, and a line in the log.
 
@@ -19,9 +19,10 @@ can't be told: what systemd keeps is left as it is, and systemd itself lets go o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,7 +44,8 @@ from .ivshmem.spec import RegionSpec
 from .service import anew
 from .service.chronicle import Chronicle
 from .service.readiness import Readiness, Watchdog, notifier
-from .service.store import DescriptorStore, room
+from .service.store import DescriptorStore, Sockets, room
+from .vhost.backend import Backend
 
 log = structlog.get_logger()
 
@@ -55,7 +57,7 @@ class Daemon:
     """One run of the daemon.
 
     *read* reads the configuration again; *config* is what it gave at the start, or None if something was wrong with it:
-    then those who were *kept* are served as they were. *sockets* are listening sockets by region that systemd made.
+    then those who were *kept* are served as they were. *sockets* are those that systemd made.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Daemon:
         config: Config | None,
         bus: str,
         kept: Kept,
-        sockets: Kept,
+        sockets: Sockets,
         *,
         exec_restart: bool = False,
     ) -> None:
@@ -138,7 +140,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._watchdog.stop()
-            self._host.close()
+            await self._host.close()
             if self._store is not None:
                 self._store.flush()
             if self._private is not None:
@@ -149,8 +151,10 @@ class Daemon:
 
     def _status(self) -> str:
         regions = self._host.regions.values()
-        peers = sum(len(region.peers) for region in regions)
-        return f"{len(regions)} region{'s' * (len(regions) != 1)}, {peers} peer{'s' * (peers != 1)}"
+        counts = {"region": len(regions), "peer": sum(len(region.peers) for region in regions)}
+        if self._host.devices:
+            counts["device"] = len(self._host.devices)
+        return ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
 
     def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = self._loop.create_task(work())
@@ -173,7 +177,7 @@ class Daemon:
         else:
             self._host.keeper = Satchel()
         configured = self._config.regions if self._config is not None else {}
-        for unusable in self._host.revive(self._kept, configured, self._sockets):
+        for unusable in self._host.revive(self._kept, configured, self._sockets.regions):
             log.error("state of a region can't be used", region=unusable.name, reason=unusable.reason)
         if unknown := list(self._kept):
             log.warning("descriptors that nobody knows came back from the store", count=len(unknown), of=unknown[0])
@@ -188,35 +192,51 @@ class Daemon:
         """Make what the configuration wants and is not there; tell whether all of it could be made."""
         made = True
         if self._config is not None:
-            plan = make_plan(self._host, self._config.regions)
+            plan = make_plan(self._host, self._config.regions, self._config.devices)
             for problem in plan.problems:
                 log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
             failed = await self._carry_out(plan)
-            for name, error in failed:
-                log.error("can't serve region", region=name, reason=str(error))
+            for kind, name, error in failed:
+                if kind == "region":
+                    log.error("can't serve region", region=name, reason=str(error))
+                else:
+                    log.error("can't serve device", device=name, reason=str(error))
             made = not failed
-        for name in self._sockets:
-            log.warning("socket for no region", region=name)
-        self._sockets.close()
+        for sockets in (self._sockets.regions, self._sockets.devices):
+            for name in sockets:
+                log.warning("socket for no region or device", socket=name)
+            sockets.close()
         return made
 
-    async def _carry_out(self, plan: Plan) -> list[tuple[str, DoorbellError]]:
-        """Do what *plan* says, all of it that can be done; gives what can't, and why."""
-        failed = []
-        for name in plan.gone:
-            self._host.remove_region(name)
-        for spec in plan.changed:
+    async def _carry_out(self, plan: Plan) -> list[tuple[str, str, DoorbellError]]:
+        """Do what *plan* says, all of it that can be done; gives what can't (region or device, its name), and why."""
+        host, failed = self._host, []
+
+        @contextlib.contextmanager
+        def trying(kind: str, name: str) -> Iterator[None]:
             try:
-                self._host.change_region(spec, configured=True)
+                yield
             except DoorbellError as error:
-                failed.append((spec.name, error))
-        for spec in plan.new:
-            try:
-                await self._host.create_region(spec, configured=True, socket_given=self._sockets.take(spec.name))
-            except DoorbellError as error:
-                failed.append((spec.name, error))
-            else:
-                self._report_room(spec)
+                failed.append((kind, name, error))
+
+        for name in plan.regions.gone:
+            host.remove_region(name)
+        for name in plan.devices.gone:
+            with trying("device", name):
+                await host.remove_device(name)
+        for region in plan.regions.changed:
+            with trying("region", region.name):
+                host.change_region(region, configured=True)
+        for device in plan.devices.changed:
+            with trying("device", device.name):
+                host.change_device(device, configured=True)
+        for region in plan.regions.new:
+            with trying("region", region.name):
+                await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
+                self._report_room(region)
+        for device in plan.devices.new:
+            with trying("device", device.name):
+                await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
         return failed
 
     def _report_room(self, spec: RegionSpec) -> None:
@@ -240,8 +260,8 @@ class Daemon:
     async def reload(self) -> None:
         """Read the configuration again and apply the difference.
 
-        Regions that are new are made, those that are gone are removed, those that are as they were are left alone,
-        as are those that were made over D-Bus.
+        Regions and devices that are new are made, those that are gone are removed, those that are as they were are left
+        alone, as are those that were made over D-Bus. Devices look again at what is behind them.
 
         Raises:
             InvalidOptions: something is wrong with it, or it changes what can't change live; nothing is done then. Or
@@ -253,7 +273,7 @@ class Daemon:
                 config = self._read()
                 if self._config is None:  # the first one that is right
                     self._host.runtime_directory = config.daemon.runtime_directory
-                plan = make_plan(self._host, config.regions)
+                plan = make_plan(self._host, config.regions, config.devices)
                 if config.daemon.runtime_directory != self._host.runtime_directory:
                     cause = "can't change live: the default sockets are below the old one"
                     plan.problems.append(Problem("daemon.runtime-directory", cause, "restart the daemon"))
@@ -262,10 +282,18 @@ class Daemon:
                 self._config = config
                 if failed := await self._carry_out(plan):
                     cure = "all else was reloaded; remove the cause and reload again"
-                    raise InvalidOptions([Problem(f"region.{name}", str(error), cure) for name, error in failed])
+                    raise InvalidOptions([Problem(f"{kind}.{name}", str(error), cure) for kind, name, error in failed])
+                self._refresh()
                 log.info("configuration reloaded", serving=self._status())
             finally:
                 self._readiness.ready()
+
+    def _refresh(self) -> None:
+        for name, device in self._host.devices.items():
+            try:
+                device.refresh()
+            except DoorbellError as error:
+                log.warning("device not refreshed", device=name, reason=str(error))
 
     async def _execute_anew(self) -> None:
         """Execute the program anew, unless that is under way already."""
@@ -292,7 +320,7 @@ class Daemon:
             )
             return
         async with self._reloading:
-            satchel = Satchel()
+            satchel, devices = Satchel(), list[Backend]()
             try:
                 if not self._host.keep(satchel):
                     raise OSError("not everything can be kept; raise LimitNOFILE=")
@@ -300,6 +328,7 @@ class Daemon:
                 if self._private is not None and self._bus_keeper is not None:
                     self._bus_keeper.cancel()  # else it starts another bus in place of the one that goes
                     await self._private.stop()
+                devices = await self._host.close_devices("the daemon is executed anew")  # no request half done
                 anew.hold()
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
@@ -314,3 +343,12 @@ class Daemon:
                     self._bus_keeper = self._keep_bus()
                 self._host.unkeep()
                 satchel.close()
+                if not self._stop.is_set():
+                    await self._bring_back(devices)
+
+    async def _bring_back(self, devices: list[Backend]) -> None:
+        for device in devices:
+            try:
+                await self._host.create_device(device.spec, device.configured)
+            except DoorbellError as error:
+                log.error("can't serve device", device=device.name, reason=str(error))

@@ -41,6 +41,10 @@ class RegionExists(DoorbellError):
     """A region of that name is there already."""
 
 
+class DeviceExists(DoorbellError):
+    """A device of that name is there already."""
+
+
 class SocketInUse(DoorbellError):
     """A live server listens on the socket path."""
 

@@ -30,7 +30,7 @@ Exit status:
   2   the command line is wrong
   65  a newer version left state that this one can't read
   69  no message bus, or the name is somebody else's
-  73  a socket or memory can't be made
+  73  a socket, memory or a device can't be made
   78  the configuration is wrong
 """
 
@@ -60,7 +60,7 @@ Exit status:
 @click.option("--exec-restart", is_flag=True, help="On SIGUSR2, execute the program anew and keep every peer.")
 @click.version_option(__version__, message="doorbelld %(version)s")
 def main(file: str | None, root: str | None, bus: str, log_level: str | None, check: bool, exec_restart: bool) -> None:
-    """Serve shared memory and doorbells (ivshmem) to virtual machines and host processes.
+    """Serve shared memory, doorbells (ivshmem) and virtio devices (vhost-user) to virtual machines and host processes.
 
     SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it.
 
@@ -80,9 +80,10 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         count = len(error.problems)
         trouble = f"{error}\n{count} problem{'s' * (count != 1)} in the configuration"
     if check and config is not None:
-        regions = len(config.regions)
+        counts = {"region": len(config.regions), "device": len(config.devices)}
         files = ", ".join(config.files) or "no file, all defaults"
-        click.echo(f"{files}: fine; {regions} region{'s' * (regions != 1)}")
+        parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items() if count or what == "region"]
+        click.echo(f"{files}: fine; {', '.join(parts)}")
         return
     kept, sockets = store.take_over()
     if not len(kept):
@@ -97,6 +98,6 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
 
 
 async def _serve(
-    read: Callable[[], Config], config: Config | None, bus: str, kept: Kept, sockets: Kept, exec_restart: bool
+    read: Callable[[], Config], config: Config | None, bus: str, kept: Kept, sockets: store.Sockets, exec_restart: bool
 ) -> int:
     return await Daemon(read, config, bus, kept, sockets, exec_restart=exec_restart).run()

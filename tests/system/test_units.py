@@ -7,10 +7,13 @@ from __future__ import annotations
 import re
 import socket
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from doorbelld.vhost.frontend import Frontend
 from support.busctl import CallFailed
 from support.machine.container import Machine, MachineError
 from support.machine.service import UNIT, MachineBus, Service
@@ -19,7 +22,7 @@ from support.rawclient import RawClient
 HOST = 65535
 VECTORS = 4
 DEMO = [["demo", "/org/doorbelld/Doorbell1/region/demo"]]
-SOCKETS = ("doorbelld.socket", "doorbelld@x.socket")
+SOCKETS = ("doorbelld.socket", "doorbelld@x.socket", "doorbelld-device@x.socket")
 
 PEER = """
 import socket, sys
@@ -66,11 +69,11 @@ def test_user_and_directories_are_there(machine: Machine) -> None:
 
 
 def test_presets_enable_the_service_only(machine: Machine) -> None:
-    units = ("doorbelld.service", "doorbelld.socket", "doorbelld@x.socket")
+    units = ("doorbelld.service", *SOCKETS)
     machine.systemctl("preset", *units)
     states = [machine.systemctl("is-enabled", unit, check=False).stdout.strip() for unit in units]
     machine.systemctl("disable", *units)
-    assert states == ["enabled", "disabled", "disabled"]
+    assert states == ["enabled", *["disabled"] * len(SOCKETS)]
 
 
 def test_systemd_has_no_complaint(machine: Machine) -> None:
@@ -218,6 +221,66 @@ def test_socket_of_systemd_is_for_the_group_kvm(service: Service) -> None:
     service.machine.systemctl("start", "doorbelld.socket")
     found = service.machine.run("stat", "--format=%U:%G:%a", "/run/doorbelld/demo", "/run/doorbelld/demo/socket").stdout
     assert found.split() == ["doorbelld:doorbelld:755", "doorbelld:kvm:660"]
+
+
+# Devices
+
+DISK = """[device.disk]
+type = "blk"
+path = "/var/lib/doorbelld/disk.img"
+cache = "direct"
+aio = "io_uring"
+[device.entropy]
+type = "rng"
+"""
+
+
+@pytest.fixture
+def disk(service: Service) -> Iterator[Path]:
+    """A disk in the daemon's state directory, in the configuration."""
+    image = "/var/lib/doorbelld/disk.img"
+    service.configure(DISK)
+    service.machine.run("install", "-d", "-o", "doorbelld", "-g", "doorbelld", "/var/lib/doorbelld")
+    service.machine.run("truncate", "--size=1M", image)
+    service.machine.run("chown", "doorbelld:doorbelld", image)
+    yield service.machine.path(image)
+    service.machine.run("rm", image)
+
+
+def write_a_sector(path: Path) -> int:
+    """Be a front-end whose driver writes sector 3; the status of the request."""
+    with Frontend.connect(str(path)) as frontend:
+        queue = frontend.start()[0]
+        return frontend.request(queue, struct.pack("<IIQ", 1, 0, 3) + b"x" * 512, room=1)[0]
+
+
+def test_devices_are_served_in_the_sandbox(service: Service, disk: Path) -> None:
+    """Also past the page cache, with io_uring, which the unit permits."""
+    service.start()
+    assert "2 devices" in service.show("StatusText")
+    assert write_a_sector(service.socket("disk")) == 0
+    assert disk.read_bytes()[3 * 512 : 4 * 512] == b"x" * 512
+    with Frontend.connect(str(service.socket("entropy"))) as frontend:
+        queue = frontend.start()[0]
+        assert any(frontend.request(queue, room=64))
+
+
+def test_a_front_end_that_connects_starts_it(service: Service, disk: Path) -> None:
+    service.machine.systemctl("start", "doorbelld-device@disk.socket")
+    assert service.show("ActiveState") == "inactive"
+    before = service.socket("disk").stat()
+    assert write_a_sector(service.socket("disk")) == 0
+    assert service.show("ActiveState") == "active"
+    assert service.socket("disk").stat().st_ino == before.st_ino, "it made a socket of its own"
+
+
+def test_an_image_out_of_reach_is_told_with_the_cure(service: Service) -> None:
+    service.configure(DISK.replace("/var/lib/doorbelld/", "/srv/"))
+    service.machine.run("truncate", "--size=1M", "/srv/disk.img")
+    service.machine.run("chown", "doorbelld:doorbelld", "/srv/disk.img")
+    service.machine.systemctl("start", UNIT, check=False)
+    assert "ReadWritePaths=" in service.log()
+    service.machine.run("rm", "/srv/disk.img")
 
 
 # Who may what

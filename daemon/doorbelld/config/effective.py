@@ -8,6 +8,7 @@ values it is for programs.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..ivshmem.spec import RegionSpec, in_units
+from ..vhost.spec import DeviceSpec
 from .layers import Layers, Written
 from .loader import Config, DaemonSpec, default_socket, keys_of
 from .places import Path
@@ -24,7 +26,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _COLUMN_MAX = 44
 _INTEGER_BITS_MAX = 8192
 """Python writes no longer integers in decimal; TOML has them in hexadecimal."""
-_NOT_SET = "whoever the daemon runs as"
+_NOT_SET = {"owner": "whoever the daemon runs as", "group": "whoever the daemon runs as"}
 
 
 def tables(config: Config) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def tables(config: Config) -> dict[str, Any]:
         if key == "region" and isinstance(table, dict):
             runtime = config.daemon.runtime_directory
             known[key] = {name: _filled(region, _region_defaults(name, runtime)) for name, region in table.items()}
+        elif key == "device" and isinstance(table, dict):
+            known[key] = {name: _filled(device, _device_defaults(name, config)) for name, device in table.items()}
         elif key != "daemon":
             known[key] = table
     return known
@@ -59,6 +63,24 @@ def _region_defaults(name: str, runtime_directory: str) -> dict[str, Any]:
         "peer": [],
     }
     return {key: plain[key] if plain[key] != "" else None for key in keys_of(RegionSpec)}
+
+
+def _device_defaults(name: str, config: Config) -> dict[str, Any]:
+    """Give the defaults of a device's type too; none, if something is wrong with it."""
+    if (spec := config.devices.get(name)) is None:
+        return {}
+    common = {field.name: field.default for field in dataclasses.fields(spec)}
+    plain = {
+        **{key: common[key.replace("-", "_")] for key in keys_of(DeviceSpec)},
+        "socket": default_socket(config.daemon.runtime_directory, name),
+        "mode": f"{common['mode']:04o}",
+        "queues": spec.kind.queues,
+        "queue-size": spec.kind.queue_size,
+        "peer": [],
+    }
+    own = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(spec.kind.Options)}
+    known = {**plain, **{key: own[key] for key in keys_of(spec.kind.Options)}}
+    return {key: None if value in ("", dataclasses.MISSING) else value for key, value in known.items()}
 
 
 def as_plain(config: Config) -> dict[str, Any]:
@@ -133,7 +155,7 @@ def _in_columns(rows: list[tuple[str, str]]) -> Iterator[str]:
 def _row(key: str, value: Any, written: tuple[Written, ...]) -> tuple[str, str]:
     """Give an assignment, and the comment for it."""
     if value is None:
-        return f"#{_name(key)} =", f"default: {_NOT_SET}"
+        return f"#{_name(key)} =", f"default: {_NOT_SET.get(key, 'none')}"
     return f"{_name(key)} = {in_toml(value)}", _source(written) or "default"
 
 

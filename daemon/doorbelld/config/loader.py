@@ -3,29 +3,34 @@
 """Reads the configuration: all of it is checked, and all problems are reported at once, before anything is done.
 
 `sources` finds and reads the files, `layers` makes one configuration of them and knows who wrote what, and here it is
-checked. What a ``[region.NAME]`` may say is `RegionSpec`'s business.
+checked. What a ``[region.NAME]`` may say is `RegionSpec`'s business, what
+a ``[device.NAME]`` may say is `DeviceSpec`'s and its type's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import InvalidOptions, Problem
+from .. import devices
+from ..errors import InvalidOptions, NoSuchDeviceType, Problem
 from ..ivshmem.spec import RegionSpec
 from ..log import LEVELS
 from ..options import choice, option, parse, path
+from ..vhost.spec import DeviceSpec
 from . import sources
 from .layers import Layers
-from .places import Path
+from .places import Path, dotted
 from .sources import Entry
 
 RUNTIME_DIRECTORY = "/run/doorbelld"
 _CURE_NAMED = "name one that is there with --config FILE"
 _CURE_FOUND = "let doorbelld read it, or remove it"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Config:
 
     daemon: DaemonSpec = field(default_factory=DaemonSpec)
     regions: dict[str, RegionSpec] = field(default_factory=dict)
+    devices: dict[str, DeviceSpec] = field(default_factory=dict)
     layers: Layers = field(default_factory=Layers, compare=False, repr=False)
 
     @property
@@ -51,7 +57,25 @@ class Config:
 
     def placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """Fill in file and line of *problems* with this configuration."""
-        return self.layers.placed(problems, misnamed)
+        return self.layers.placed(problems, self._misnamed)
+
+    def _misnamed(self, path: Path) -> bool:
+        """Tell whether there is no option of the name *path*, whatever its value."""
+        match path:
+            case ("daemon", key):
+                return key not in keys_of(DaemonSpec)
+            case ("region", _, key):
+                return key not in keys_of(RegionSpec)
+            case ("device", str(name), key):
+                return key not in keys_of(DeviceSpec) + self._own_keys(name)
+            case _:
+                return len(path) == 1 and path[0] not in ("daemon", "region", "device")
+
+    def _own_keys(self, device: str) -> list[str]:
+        try:
+            return keys_of(devices.find(self.layers.tables["device"][device]["type"]).Options)
+        except (KeyError, TypeError, NoSuchDeviceType):
+            return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +146,7 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
     problems: list[Problem] = []
     daemon = DaemonSpec()
     regions: dict[str, RegionSpec] = {}
+    made: dict[str, DeviceSpec] = {}
     for key, table in layers.tables.items():
         if key not in ("daemon", "region", "device"):
             problems.append(Problem(key, "unknown table", "known are [daemon], [region.NAME] and [device.NAME]"))
@@ -133,63 +158,62 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
             except InvalidOptions as error:
                 problems += error.problems
         elif key == "device":
-            problems += [
-                Problem(f"device.{name}", "this build has no vhost-user devices yet", "remove the table")
-                for name in table
-            ]
+            _interpret(table, key, lambda name, raw, at: DeviceSpec.parse(name, raw, at, devices.find), made, problems)
         else:
-            _interpret_regions(table, regions, problems)
-    problems += _clashes(regions, daemon.runtime_directory, layers)
-    config = Config(daemon, regions, layers)
+            _interpret(table, key, lambda name, raw, at: parse(RegionSpec, raw, at, name=name), regions, problems)
+    problems += _clashes(regions, made, daemon.runtime_directory, layers)
+    config = Config(daemon, regions, made, layers)
     return config, config.placed(problems)
 
 
-def _interpret_regions(table: Mapping[str, Any], regions: dict[str, RegionSpec], problems: list[Problem]) -> None:
+def _interpret(
+    table: Mapping[str, Any],
+    kind: str,
+    read: Callable[[str, Mapping[str, Any], str], T],
+    into: dict[str, T],
+    problems: list[Problem],
+) -> None:
     for name, options in table.items():
         if not isinstance(options, dict):
-            problems.append(Problem(f"region.{name}", "is no table", f"write [region.{name}]"))
+            problems.append(Problem(f"{kind}.{name}", "is no table", f"write [{kind}.{name}]"))
             continue
         try:
-            regions[name] = parse(RegionSpec, options, f"region.{name}", name=name)
+            into[name] = read(name, options, f"{kind}.{name}")
         except InvalidOptions as error:
             problems += error.problems
 
 
-def _clashes(regions: Mapping[str, RegionSpec], runtime_directory: str, layers: Layers) -> list[Problem]:
-    """Find what two regions want for themselves; wrong is the one that was written last."""
+def _clashes(
+    regions: Mapping[str, RegionSpec], devices: Mapping[str, DeviceSpec], runtime_directory: str, layers: Layers
+) -> list[Problem]:
+    """Find what two regions or devices want for themselves; wrong is the one that was written last."""
     problems: list[Problem] = []
-    users: dict[tuple[str, str], str] = {}
-    wanted = []
-    for name, spec in regions.items():
-        socket = spec.socket or default_socket(runtime_directory, name)
-        for key, value in (("socket", socket), ("backing", spec.backing.path)):
-            written = layers.history(("region", name, key))
-            wanted.append((layers.order(written[-1].place) if written else (-1, 0), name, key, value))
-    for _, name, key, value in sorted(wanted, key=lambda one: one[0]):
-        user = users.setdefault((key, value), name)
-        if value and user != name:
-            written = layers.history(("region", user, key))
-            by = f"region {user} too" + (f" ({written[-1].place})" if written else "")
-            problems.append(Problem(f"region.{name}.{key}", f"{value} is used by {by}", "give each its own"))
+    users: dict[tuple[str, str], Path] = {}
+    wanted: list[tuple[tuple[int, int], Path, str]] = []
+
+    def want(wanting: Path, value: str) -> None:
+        written = layers.history(wanting)
+        wanted.append((layers.order(written[-1].place) if written else (-1, 0), wanting, value))
+
+    for name, region in regions.items():
+        want(("region", name, "socket"), region.socket or default_socket(runtime_directory, name))
+        want(("region", name, "backing"), region.backing.path)
+    for name, device in devices.items():
+        want(("device", name, "socket"), device.socket or default_socket(runtime_directory, name))
+    for _, wanting, value in sorted(wanted, key=lambda one: one[0]):
+        user = users.setdefault((str(wanting[-1]), value), wanting)
+        if value and user != wanting:
+            written = layers.history(user)
+            by = f"{user[0]} {user[1]} too" + (f" ({written[-1].place})" if written else "")
+            problems.append(Problem(dotted(wanting), f"{value} is used by {by}", "give each its own"))
     return problems
 
 
 def default_socket(runtime_directory: str, name: str) -> str:
-    """Say where the clients of region *name* connect unless it says otherwise."""
+    """Say where the clients of region or device *name* connect unless it says otherwise."""
     return os.path.join(runtime_directory, name, "socket")
 
 
 def keys_of(table: type) -> list[str]:
     """Name the keys of a table of options, in the order in which they are declared."""
     return [f.name.replace("_", "-") for f in dataclasses.fields(table) if "convert" in f.metadata]
-
-
-def misnamed(path: Path) -> bool:
-    """Tell whether there is no option of the name *path*, whatever its value."""
-    match path:
-        case ("daemon", key):
-            return key not in keys_of(DaemonSpec)
-        case ("region", _, key):
-            return key not in keys_of(RegionSpec)
-        case _:
-            return len(path) == 1 and path[0] not in ("daemon", "region", "device")

@@ -9,7 +9,7 @@ section: feature bits (5.2.3), configuration space (5.2.4), and the cache that m
 next flush. It may turn that off with the ``writeback`` byte, if it accepted CONFIG_WCE too. For a driver that did not
 accept FLUSH each write is safe when it is done.
 
-*Size.* It may change while a driver is there; `Blk.look_at_size` tells it. A sector that is not whole does not count.
+*Size.* It may change while a driver is there; `Blk.refresh` tells it. A sector that is not whole does not count.
 """
 
 from __future__ import annotations
@@ -212,18 +212,20 @@ class Blk(Device):
             raise ConfigRefused("writeback can't be written: VIRTIO_BLK_F_CONFIG_WCE was not accepted")
         self.disk.writethrough = data == b"\0"
 
-    def look_at_size(self) -> bool:
-        """See whether the image has another size now, and tell the driver; whether it has.
+    def refresh(self) -> None:
+        """See whether the image has another size now, and tell the driver if it has.
 
         Raises:
-            OSError: the disk does not say.
+            ImageUnavailable: it does not say.
         """
-        sectors = self._image.sectors
-        if sectors == self.disk.capacity:
-            return False
-        self.disk.capacity = sectors
-        self.config_changed()
-        return True
+        try:
+            sectors = self._image.sectors
+        except OSError as error:
+            cause = f"image {self.options.path} does not tell its size: {error.strerror}"
+            raise ImageUnavailable(f"{cause}; see to the disk behind it, then try again") from error
+        if sectors != self.disk.capacity:
+            self.disk.capacity = sectors
+            self.config_changed()
 
     # 5.2.6
 

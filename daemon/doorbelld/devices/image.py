@@ -157,7 +157,9 @@ def _ask(fd: int, what: int) -> int:
 def _cure(number: int | None, read_only: bool) -> str:
     if number == errno.ENOENT:
         return 'make it, for example with "truncate -s 10G"'
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS) and not read_only:
+    if number == errno.EROFS and not read_only:
+        return "set read-only = true, or, if that is the sandbox of the unit, allow it with ReadWritePaths="
+    if number in (errno.EACCES, errno.EPERM) and not read_only:
         return "give the daemon permission to write, or set read-only = true"
     if number in (errno.EACCES, errno.EPERM):
         return "give the daemon permission to read"

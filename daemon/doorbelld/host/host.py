@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The model: every region there is.
+"""The model: every region and every vhost-user device there is.
 
 Where there is a keeper, each region is kept under a number of its own: what it keeps is called ``r<number>.<part>``.
-`revive` makes the regions anew from what came back.
+`revive` makes the regions anew from what came back. Devices are not kept: their front-ends connect anew.
 
 `Host` is handed to whoever needs it; there is no global state. It changes only through its methods and through what
 peers do, and tells each change to its listeners, in order, at once. A listener must not raise and must not block.
@@ -18,9 +18,17 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import DoorbellError, MemoryUnavailable, NoSuchRegion, RegionExists, StateMismatch
+from ..errors import (
+    DeviceExists,
+    DoorbellError,
+    MemoryUnavailable,
+    NoSuchDevice,
+    NoSuchRegion,
+    RegionExists,
+    StateMismatch,
+)
 from ..fds import limits, listener
 from ..fds.keeper import Keeper, Kept
 from ..fds.ledger import Ledger, NewerState
@@ -30,7 +38,11 @@ from ..ivshmem import memory
 from ..ivshmem.region import Region
 from ..ivshmem.revival import read_state, revive, spec_of
 from ..ivshmem.spec import RegionSpec
-from .events import RegionAdded, RegionChanged, RegionEvent, RegionRemoved
+from ..vhost.backend import Backend
+from ..vhost.spec import DeviceSpec
+from .events import DeviceAdded, DeviceRemoved, HostEvent, RegionAdded, RegionChanged, RegionRemoved
+
+Spec = TypeVar("Spec", RegionSpec, DeviceSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,10 @@ class _Remains:
 
 
 class Host:
-    """All regions of a daemon whose default sockets live below *runtime_directory*; *keeper*, if any, keeps them."""
+    """All regions and devices of a daemon whose default sockets live below *runtime_directory*.
+
+    *keeper*, if any, keeps the regions.
+    """
 
     def __init__(
         self,
@@ -88,20 +103,22 @@ class Host:
         keeper: Keeper | None = None,
     ) -> None:
         self.regions: dict[str, Region] = {}
+        self.devices: dict[str, Backend] = {}
         self.keeper = keeper
         self._number = 0
         self.runtime_directory = runtime_directory
         self.descriptor_limit = descriptor_limit
         self._loop = loop
-        self._listeners: list[Callable[[RegionEvent], None]] = []
+        self._listeners: list[Callable[[HostEvent], None]] = []
         self._spare = Spare()
         self._coming: set[str] = set()
+        self._going: set[str] = set()
 
-    def listen(self, hear: Callable[[RegionEvent], None]) -> None:
+    def listen(self, hear: Callable[[HostEvent], None]) -> None:
         """Call *hear* with each event from now on."""
         self._listeners.append(hear)
 
-    def _emit(self, event: RegionEvent) -> None:
+    def _emit(self, event: HostEvent) -> None:
         for hear in self._listeners:
             hear(event)
 
@@ -243,8 +260,8 @@ class Host:
                     f'region "{spec.name}": {spec.backing} is the memory of region "{other.name}"; give each its own'
                 )
 
-    def with_defaults(self, spec: RegionSpec) -> RegionSpec:
-        """Fill in what a region does not say for itself."""
+    def with_defaults(self, spec: Spec) -> Spec:
+        """Fill in what a region or a device does not say for itself."""
         if spec.socket:
             return spec
         return dataclasses.replace(spec, socket=os.path.join(self.runtime_directory, spec.name, "socket"))
@@ -260,8 +277,77 @@ class Host:
         del self.regions[name]
         self._emit(RegionRemoved(region))
 
-    def close(self) -> None:
+    # Devices
+
+    def device(self, name: str) -> Backend:
+        """Find a device by name.
+
+        Raises:
+            NoSuchDevice: naming those that there are.
+        """
+        if (device := self.devices.get(name)) is None:
+            there = ", ".join(sorted(self.devices)) or "none; make one with CreateDevice or in the configuration"
+            raise NoSuchDevice(f'no device "{name}"; there is: {there}')
+        return device
+
+    async def create_device(
+        self, spec: DeviceSpec, configured: bool = False, socket_given: Fd | None = None
+    ) -> Backend:
+        """Make a device and serve it, on *socket_given* if somebody else made its listening socket.
+
+        Raises:
+            DeviceExists, and what `Backend.open` raises: nothing is left behind then.
+        """
+        if spec.name in self.devices:
+            raise DeviceExists(f'device "{spec.name}" is there already; remove it first or choose another name')
+        device = Backend.open(
+            self.with_defaults(spec),
+            self._loop,
+            self._emit,
+            self._spare,
+            socket_given=socket_given,
+            configured=configured,
+        )
+        self.devices[spec.name] = device
+        self._emit(DeviceAdded(device))
+        return device
+
+    def change_device(self, spec: DeviceSpec, configured: bool) -> None:
+        """Have a device go by another spec, which differs in nothing that is frozen.
+
+        Raises:
+            NoSuchDevice, SocketUnavailable: nothing is changed then.
+        """
+        self.device(spec.name).change(spec, configured)
+
+    async def remove_device(self, name: str) -> None:
+        """Bring a device to rest, disconnect its front-end, and let go of it.
+
+        Raises:
+            NoSuchDevice: it is not there.
+        """
+        device = self.device(name)
+        if name in self._going:
+            raise NoSuchDevice(f'device "{name}" is being removed already')
+        self._going.add(name)
+        try:
+            await device.close()
+        finally:
+            self._going.discard(name)
+            self.devices.pop(name, None)
+            self._emit(DeviceRemoved(device))
+
+    # The end
+
+    async def close_devices(self, reason: str) -> list[Backend]:
+        """Bring all devices to rest and let go of them, without a word; gives what they were."""
+        devices = [self.devices.pop(name) for name in list(self.devices)]
+        await asyncio.gather(*(device.close(reason) for device in devices))
+        return devices
+
+    async def close(self) -> None:
         """Let go of everything; the daemon stops. What is kept stays kept: this may be a restart."""
+        await self.close_devices("the daemon stops")
         for name in list(self.regions):
             region = self.regions.pop(name)
             if region.kept:
@@ -286,12 +372,12 @@ class Host:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         return {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
-            "regions": {name: _describe(region) for name, region in sorted(self.regions.items())},
-            "devices": {},
+            "regions": {name: _describe_region(region) for name, region in sorted(self.regions.items())},
+            "devices": {name: _describe_device(device) for name, device in sorted(self.devices.items())},
         }
 
 
-def _describe(region: Region) -> dict[str, Any]:
+def _describe_region(region: Region) -> dict[str, Any]:
     return {
         **region.spec.as_options(),
         "host-rings": region.host.totals if region.host else [],
@@ -309,4 +395,27 @@ def _describe(region: Region) -> dict[str, Any]:
             }
             for peer in region.peers.values()
         ],
+    }
+
+
+def _describe_device(device: Backend) -> dict[str, Any]:
+    who = device.who
+    return {
+        **device.spec.as_options(),
+        "virtio-id": device.virtio_id,
+        "state": device.state.value,
+        "reason": device.reason,
+        "front-end": who
+        and {
+            "pid": who.pid,
+            "uid": who.uid,
+            "gid": who.gid,
+            "vm": who.vm_name,
+            "unit": who.unit,
+            "since": device.since,
+            "features": device.feature_names(device.accepted_features),
+            "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
+        },
+        "memory": [region._asdict() for region in device.memory_regions],
+        "queues": [dataclasses.asdict(queue) for queue in device.queues()],
     }

@@ -1,49 +1,99 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the regions that there are to those that the configuration wants: the difference, and nothing else.
+"""From what there is to what the configuration wants: the difference, and nothing else, for regions and for devices.
 
-Regions that were made over D-Bus are not the configuration's business, unless it comes to name one.
+What was made over D-Bus is not the configuration's business, unless it comes to name it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import Problem
 from ..ivshmem.spec import RegionSpec
 from ..options import frozen_differences
-from .host import Host
+from ..vhost.spec import DeviceSpec
+from .host import Host, Spec
+
+Table = TypeVar("Table", bound=Any)
+"""A dataclass of options."""
+
+
+@dataclass(slots=True)
+class Changes(Generic[Spec]):
+    """What is to be done with regions, or with devices, in this order."""
+
+    gone: list[str] = field(default_factory=list)
+    changed: list[Spec] = field(default_factory=list)
+    new: list[Spec] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done, in this order; *problems* are what can't be done live, and is left as it was."""
+    """What is to be done; *problems* are what can't be done live, and is left as it was."""
 
-    gone: list[str] = field(default_factory=list)
-    changed: list[RegionSpec] = field(default_factory=list)
-    new: list[RegionSpec] = field(default_factory=list)
+    regions: Changes[RegionSpec] = field(default_factory=Changes)
+    devices: Changes[DeviceSpec] = field(default_factory=Changes)
     problems: list[Problem] = field(default_factory=list)
 
 
-def make_plan(host: Host, wanted: Mapping[str, RegionSpec]) -> Plan:
-    """Compare what *host* has with what is *wanted*; changes nothing."""
-    plan = Plan()
-    plan.gone = [name for name, region in host.regions.items() if region.configured and name not in wanted]
-    for name, asked in wanted.items():
-        spec = host.with_defaults(asked)
-        if (region := host.regions.get(name)) is None:
-            plan.new.append(spec)
+class _Thing(Protocol[Spec]):
+    """A region or a device, as far as a plan looks at it."""
+
+    spec: Spec
+    configured: bool
+
+
+def make_plan(host: Host, regions: Mapping[str, RegionSpec], devices: Mapping[str, DeviceSpec]) -> Plan:
+    """Compare what *host* has with what is wanted; changes nothing."""
+    problems: list[Problem] = []
+    return Plan(
+        _compare(host.regions, map(host.with_defaults, regions.values()), _approach_region, problems),
+        _compare(host.devices, map(host.with_defaults, devices.values()), _approach_device, problems),
+        problems,
+    )
+
+
+def _compare(
+    there: Mapping[str, _Thing[Spec]],
+    wanted: Iterable[Spec],
+    approach: Callable[[Spec, Spec, list[Problem]], Spec],
+    problems: list[Problem],
+) -> Changes[Spec]:
+    """Compare things of one kind; *approach* gives what of a new spec is possible, and adds what is not."""
+    specs = {spec.name: spec for spec in wanted}
+    changes: Changes[Spec] = Changes([name for name, thing in there.items() if thing.configured and name not in specs])
+    for name, spec in specs.items():
+        if (thing := there.get(name)) is None:
+            changes.new.append(spec)
             continue
-        cure = f"doorbellctl remove {name}, then reload; its guests have to connect anew"
-        plan.problems += frozen_differences(region.spec, spec, f"region.{name}", cure)
-        possible = _with_frozen_of(region.spec, spec)
-        if possible != region.spec or not region.configured:
-            plan.changed.append(possible)
-    return plan
+        possible = approach(thing.spec, spec, problems)
+        if possible != thing.spec or not thing.configured:
+            changes.changed.append(possible)
+    return changes
 
 
-def _with_frozen_of(old: RegionSpec, new: RegionSpec) -> RegionSpec:
+def _approach_region(old: RegionSpec, new: RegionSpec, problems: list[Problem]) -> RegionSpec:
+    cure = f"doorbellctl remove {new.name}, then reload; its guests have to connect anew"
+    problems += frozen_differences(old, new, f"region.{new.name}", cure)
+    return _with_frozen_of(old, new)
+
+
+def _approach_device(old: DeviceSpec, new: DeviceSpec, problems: list[Problem]) -> DeviceSpec:
+    prefix = f"device.{new.name}"
+    cure = f"doorbellctl remove-device {new.name}, then reload; its guest has to connect anew"
+    problems += frozen_differences(old, new, prefix, cure)
+    own = old.own
+    if old.kind is new.kind:
+        problems += frozen_differences(old.own, new.own, prefix, cure)
+        own = _with_frozen_of(old.own, new.own)
+    return dataclasses.replace(_with_frozen_of(old, new), kind=old.kind, own=own)
+
+
+def _with_frozen_of(old: Table, new: Table) -> Table:
+    """Give *new*, but for what of *old* can't change."""
     frozen = {f.name: getattr(old, f.name) for f in dataclasses.fields(old) if f.metadata.get("frozen")}
     return dataclasses.replace(new, **frozen)

@@ -1,19 +1,35 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tells what happens in regions in lines that a person reads. What guests can cause at will is rate-limited."""
+"""Tells what happens in lines that a person reads. What guests can cause at will is rate-limited."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
+from ..fds.peercred import Credentials
 from ..host.events import (
+    ConfigChanged,
+    DeviceAdded,
+    DeviceChanged,
+    DeviceEvent,
+    DeviceRemoved,
+    FrontendAttached,
+    FrontendDetached,
+    FrontendRefused,
+    HostEvent,
+    Negotiated,
     PeerAdded,
     PeerRefused,
     PeerRemoved,
+    QueueChanged,
     RegionAdded,
     RegionChanged,
     RegionEvent,
     RegionRemoved,
+    RequestRefused,
+    StateChanged,
     Unkept,
 )
 from ..ivshmem.revival import LOST
@@ -31,8 +47,14 @@ class Chronicle:
     def __init__(self, later: Later | None = None) -> None:
         self._limited = Limiter(later=later)
 
-    def hear(self, event: RegionEvent) -> None:
+    def hear(self, event: HostEvent) -> None:
         """Log *event*, if it is worth a line."""
+        if isinstance(event, DeviceEvent):
+            self._hear_of_device(event)
+        else:
+            self._hear_of_region(event)
+
+    def _hear_of_region(self, event: RegionEvent) -> None:
         region = event.region.name
         match event:
             case RegionAdded(region=there, revived=True):
@@ -44,10 +66,8 @@ class Chronicle:
             case RegionRemoved():
                 log.info("region removed", region=region)
             case PeerAdded(peer=peer):
-                who = peer.who
-                details = {"vm": who.vm_name or None, "pid": who.pid, "uid": who.uid, "unit": who.unit}
-                known = {key: value for key, value in details.items() if value not in (None, "")}
-                self._limited(log.info, f"{region}: joins", "peer joined", region=region, peer=peer.id, **known)
+                text = "peer joined"
+                self._limited(log.info, f"{region}: joins", text, region=region, peer=peer.id, **_known(peer.who))
             case PeerRemoved(peer=peer, reason=reason) if reason == LOST:
                 text = "connection ended while the daemon was away"
                 self._limited(log.info, f"{region}: leaves", text, region=region, peer=peer.id)
@@ -58,3 +78,42 @@ class Chronicle:
             case Unkept(reason=reason):
                 text = "not everything of a region can be kept over a restart"
                 self._limited(log.warning, f"{region}: unkept", text, region=region, reason=reason)
+
+    def _hear_of_device(self, event: DeviceEvent) -> None:
+        device = event.device.name
+        match event:
+            case DeviceAdded(device=there):
+                log.info("device serves", device=device, type=there.spec.type, socket=there.spec.socket)
+            case DeviceChanged():
+                log.info("device changed", device=device)
+            case DeviceRemoved():
+                log.info("device removed", device=device)
+            case FrontendAttached(who=who):
+                self._limited(log.info, f"{device}: attaches", "front-end attached", device=device, **_known(who))
+            case FrontendDetached(who=who, reason=reason, broken=True):
+                text = "front-end broke the device"
+                self._limited(log.warning, f"{device}: breaks", text, device=device, pid=who.pid, reason=reason)
+            case FrontendDetached(who=who, reason=reason):
+                text = "front-end detached"
+                self._limited(log.info, f"{device}: detaches", text, device=device, pid=who.pid, reason=reason)
+            case FrontendRefused(reason=reason):
+                self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
+            case RequestRefused(request=request, reason=reason):
+                text = "request of a front-end refused"
+                key = f"{device}: requests"
+                self._limited(log.warning, key, text, device=device, request=request, reason=reason)
+            case ConfigChanged():
+                text = "device tells its front-end of a change"
+                self._limited(log.info, f"{device}: changes", text, device=device)
+            case StateChanged(old=old, new=new):
+                log.debug("device state", device=device, old=old.value, new=new.value)
+            case QueueChanged(index=index):
+                log.debug("device queue", device=device, queue=index)
+            case Negotiated():
+                log.debug("device negotiated", device=device)
+
+
+def _known(who: Credentials) -> dict[str, Any]:
+    """Give what is known of who connected."""
+    details = {"vm": who.vm_name or None, "pid": who.pid, "uid": who.uid, "unit": who.unit}
+    return {key: value for key, value in details.items() if value not in (None, "")}

@@ -18,23 +18,30 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..fds.keeper import Kept
 from ..fds.owned import Fd
 
 _FIRST = 3  # SD_LISTEN_FDS_START
-ACTIVATED = "region-"
-"""What goes before a region's name in FileDescriptorName= of a socket unit."""
 
 
-def take_over() -> tuple[Kept, Kept]:
-    """Take what systemd gave us (sd_listen_fds(3)): what was in the store, and listening sockets by region.
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Listening sockets that systemd made, with ``FileDescriptorName=region-NAME`` or ``device-NAME``, by name."""
+
+    regions: Kept = field(default_factory=Kept)
+    devices: Kept = field(default_factory=Kept)
+
+
+def take_over() -> tuple[Kept, Sockets]:
+    """Take what systemd gave us (sd_listen_fds(3)): what was in the store, and listening sockets.
 
     A second call gives nothing: the environment variables are gone then. Where a name comes twice, the first counts.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return Kept(), Kept()
+        return Kept(), Sockets()
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     del os.environ["LISTEN_PID"]
@@ -43,7 +50,7 @@ def take_over() -> tuple[Kept, Kept]:
         os.set_inheritable(number, False)
         found.setdefault(name, Fd(number))
     kept = Kept(found)
-    return kept, kept.below(ACTIVATED)
+    return kept, Sockets(kept.below("region-"), kept.below("device-"))
 
 
 def room() -> int:

@@ -145,12 +145,13 @@ class Backend:
         spare: Spare,
         *,
         socket_given: Fd | None = None,
+        connection: socket.socket | None = None,
         configured: bool = False,
     ) -> Backend:
         """Make the device and the socket that *spec* asks for, and serve.
 
-        *socket_given* is a listening socket that somebody else owns, to be used instead of one of our own; it is
-        taken over.
+        *socket_given* is a listening socket that somebody else owns, to be used instead of one of our own;
+        *connection* leads to a front-end, after which nobody else is served. Both are taken over.
 
         Raises:
             SocketInUse, SocketUnavailable, LimitExceeded, and what the type of device raises: nothing is left behind.
@@ -158,12 +159,14 @@ class Backend:
         with contextlib.ExitStack() as undo:
             if socket_given is not None:
                 undo.enter_context(socket_given)
+            if connection is not None:
+                undo.enter_context(connection)
             device = spec.make()
             undo.callback(device.close)
             listener: Listener | None = None
             if socket_given is not None:
                 listener = Listener.adopt(socket_given, spec.socket, ours=False)
-            elif not spec.connect:
+            elif connection is None and not spec.connect:
                 listener = Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
             if listener is not None:
                 undo.callback(listener.close)
@@ -173,12 +176,14 @@ class Backend:
                 cure = "raise LimitNOFILE= or TasksMax="
                 raise LimitExceeded(f'no room for device "{spec.name}": {error}; {cure}') from error
             undo.pop_all()
-        backend.serve()
+        backend.serve(connection)
         return backend
 
-    def serve(self) -> None:
-        """Let in who knocks, or begin to look for a front-end."""
-        if self._door is not None:
+    def serve(self, connection: socket.socket | None = None) -> None:
+        """Let in who knocks, begin to look for a front-end, or serve the one behind *connection*."""
+        if connection is not None:
+            self._begin(connection)
+        elif self._door is not None:
             self._door.open()
         else:
             self._task = self._loop.create_task(self._seek())
@@ -203,7 +208,7 @@ class Backend:
         self._enter(State.STOPPED, reason)
 
     def change(self, spec: DeviceSpec, configured: bool) -> None:
-        """Go over to *spec*, which differs in nothing that is frozen, nor in the options of its type.
+        """Go over to *spec*, which differs in nothing that is frozen, be it of all devices or of its type.
 
         Raises:
             SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
@@ -216,6 +221,7 @@ class Backend:
         ):
             self._listener.give_to(spec.owner, spec.group, spec.mode)
         self.spec, self.configured = spec, configured
+        self.device.options = spec.own
         self._engine.set_poll(spec.poll_us)
         self._emit(DeviceChanged(self))
 
@@ -344,6 +350,14 @@ class Backend:
             raise NotConnected(f'device "{self.name}" has no front-end, so there is nothing to reset')
         self._job(lambda session: session.reset_unasked())
 
+    def refresh(self) -> None:
+        """Have the device look again at what is behind it: a disk at the size of its image, say.
+
+        Raises:
+            DoorbellError: that can't be had any more.
+        """
+        self.device.refresh()
+
     # Front-ends come
 
     def _arrive(self, sock: socket.socket) -> None:
@@ -402,7 +416,7 @@ class Backend:
             sock.close()
             gone = f"it went away while being greeted: {error.strerror}" if isinstance(error, OSError) else str(error)
             self._emit(FrontendRefused(self, gone))
-            self._serve_next()
+            self._serve_next("")
             return
         self.session = session = Session(self._engine, self._loop, self)
         self.since, self.reason = time.time_ns() // 1000, ""
@@ -444,11 +458,13 @@ class Backend:
         self._sock, self._ending = None, False
         assert who is not None
         self._emit(FrontendDetached(self, who, self.reason, broken))
-        if not self._closing:
-            self._enter(State.CONNECTING if self.spec.connect else State.LISTENING, self.reason)
-        self._serve_next()
+        self._serve_next(self.reason)
 
-    def _serve_next(self) -> None:
+    def _serve_next(self, reason: str) -> None:
+        """Serve who waits, or wait for somebody, if there is a way for one to come."""
+        if not self._closing:
+            doorless = State.CONNECTING if self.spec.connect else State.STOPPED
+            self._enter(State.LISTENING if self._door is not None else doorless, reason)
         if self._next is not None:
             sock, self._next = self._next, None
             self._begin(sock)

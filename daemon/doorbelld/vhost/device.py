@@ -72,6 +72,7 @@ class Device:
             DoorbellError: it can't be had, from subclasses; the text names the cause and the cure.
         """
         self.options = self.Options() if options is None else options
+        """Replaced, between two requests of the event loop, when a reload changes options that are not frozen."""
         self.queues = self.queues if queues is None else queues
         self.queue_size = self.queue_size if queue_size is None else queue_size
         self.tell_config_changed: Callable[[], None] = lambda: None
@@ -138,6 +139,13 @@ class Device:
 
     def reset(self) -> None:
         """Return to the state after birth: the driver wants that, or another front-end comes."""
+
+    def refresh(self) -> None:
+        """Look again at what is behind the device, which may have changed; comes at any time, on the event loop.
+
+        Raises:
+            DoorbellError: that can't be had any more; the text names the cause and the cure.
+        """
 
     def close(self) -> None:
         """Let go of what the device has; nothing of it is called after that."""

@@ -11,13 +11,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from doorbelld import devices
 from doorbelld.config.loader import DaemonSpec
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec, in_units
+from doorbelld.vhost.access import FrontendRule
+from doorbelld.vhost.spec import DeviceSpec
 
 from . import roff
 
-TABLES: dict[str, type] = {"daemon": DaemonSpec, "region": RegionSpec, "peer": PeerRule, "match": Match}
+TABLES: dict[str, type] = {
+    "daemon": DaemonSpec,
+    "region": RegionSpec,
+    "peer": PeerRule,
+    "match": Match,
+    "device": DeviceSpec,
+    "front-end": FrontendRule,
+    "blk": devices.find("blk").Options,
+    "rng": devices.find("rng").Options,
+}
 """The tables by the name that ``keys.toml`` and the template give them."""
 PROSE = Path(__file__).parent.parent / "keys.toml"
 
@@ -34,6 +46,9 @@ _TYPES = {
     "_match": "a table",
     "_uid": "a user, by name or number",
     "_gid": "a group, by name or number",
+    "_block_size": "512, 1024, 2048 or 4096",
+    "_serial": "a string",
+    "_rate": "a size",
 }
 
 

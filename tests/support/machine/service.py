@@ -39,7 +39,7 @@ class Service:
 
     def stop_all(self) -> None:
         """Stop it with all of its sockets, and forget that anything failed."""
-        self.machine.systemctl("stop", "doorbelld.socket", "doorbelld@*.socket", UNIT)
+        self.machine.systemctl("stop", "doorbelld.socket", "doorbelld@*.socket", "doorbelld-device@*.socket", UNIT)
         self.machine.systemctl("reset-failed")
 
     def show(self, name: str) -> str:

@@ -16,7 +16,9 @@ from doorbelld.config.effective import as_plain, as_toml, in_toml, tables
 from doorbelld.config.layers import Layers
 from doorbelld.config.loader import RUNTIME_DIRECTORY, Config, DaemonSpec, default_socket, interpret, keys_of, load
 from doorbelld.config.sources import Document, parse
+from doorbelld.devices.blk import BlkOptions
 from doorbelld.ivshmem.spec import RegionSpec
+from doorbelld.vhost.spec import DeviceSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +53,26 @@ def test_every_key_has_a_line_and_a_place() -> None:
     region = said.partition("[region.demo]")[2].partition("[[")[0]
     keys = [line.partition(" =")[0].lstrip("#") for line in region.splitlines()[1:] if line]
     assert keys == [key for key in keys_of(RegionSpec) if key != "peer"]
+
+
+def test_a_device_has_the_keys_of_its_type_and_their_defaults() -> None:
+    said = as_toml(
+        config('[device.disk]\ntype = "blk"\npath = "/x"\n[device.e]\ntype = "rng"\n[device.wrong]\ntype = "no"\n')
+    )
+    for line in (
+        'type = "blk"                           # a:2\n',
+        'path = "/x"                            # a:3\n',
+        'socket = "/run/doorbelld/disk/socket"  # default\n',
+        'mode = "0660"                          # default\n',
+        "queues = 16                            # default\n",
+        "#block-size =                          # default: none\n",
+        "#rate =                             # default: none\n",
+        '[device.wrong]  # a:6\ntype = "no"  # a:7\n',
+    ):
+        assert line in said
+    disk = said.partition("[device.disk]")[2].partition("[device.e]")[0]
+    keys = [line.partition(" =")[0].lstrip("#") for line in disk.splitlines()[1:] if line]
+    assert keys == keys_of(DeviceSpec) + keys_of(BlkOptions)
 
 
 def test_lists_that_were_replaced_are_named_but_not_written_out() -> None:

@@ -11,8 +11,11 @@ import pytest
 from doorbelld.config.layers import Layers
 from doorbelld.config.loader import Config, DaemonSpec, interpret, load, load_layered
 from doorbelld.config.sources import Document
+from doorbelld.devices.blk import BlkOptions
+from doorbelld.devices.rng import Options as RngOptions
 from doorbelld.errors import InvalidOptions, Problem
 from doorbelld.ivshmem.spec import RegionSpec
+from doorbelld.vhost.spec import DeviceSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,7 +170,7 @@ type = "blk"
         ("13", "region.two.peer[0].match.uid"),
         ("14", "region.two.peer[1].match"),
         ("16", "region.not a name"),
-        ("17", "device.disk"),
+        ("17", "device.disk.path"),
     ]
     assert all(p.cause and p.cure for p in found)
 
@@ -226,6 +229,63 @@ def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
         (problem,) = caught.value.problems
         assert (problem.key, cause in problem.cause) == (str(file), True)
         assert "--config" in problem.cure
+
+
+def test_devices_are_read_with_the_options_of_their_type(tmp_path: Path) -> None:
+    file = tmp_path / "doorbelld.toml"
+    file.write_text('[device.d]\ntype = "blk"\npath = "/x"\nqueues = 4\n[device.e]\ntype = "rng"\nrate = "1M"\n')
+    config = load(str(file))
+    assert {name: (spec.type, spec.queues, spec.own) for name, spec in config.devices.items()} == {
+        "d": ("blk", 4, BlkOptions("/x")),
+        "e": ("rng", None, RngOptions(1 << 20)),
+    }
+
+
+def test_all_problems_of_a_device_come_at_once_each_at_its_line(tmp_path: Path) -> None:
+    found = problems_of(
+        tmp_path,
+        """[device.disk]
+type = "blk"
+queues = 5000
+pat = "/x"
+cache = "none"
+[device.other]
+type = "floppy"
+[device.three]
+mode = 660
+[region.one]
+[device.one]
+type = "rng"
+[[device.one.peer]]
+match = { uid = -1 }
+""",
+    )
+    assert [(place(p).removeprefix("doorbelld.toml:"), p.key) for p in found] == [
+        ("1", "device.disk.path"),
+        ("3", "device.disk.queues"),
+        ("4", "device.disk.pat"),
+        ("5", "device.disk.cache"),
+        ("7", "device.other.type"),
+        ("8", "device.three.type"),
+        ("9", "device.three.mode"),
+        ("14", "device.one.peer[0].match.uid"),
+    ]
+    assert found[2].cure == 'did you mean "path"?'
+    assert "blk, loopback, rng" in found[4].cure
+
+
+def test_a_device_and_a_region_share_no_socket(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, '[region.one]\n[device.one]\ntype = "rng"\n')
+    assert (problem.key, problem.cause) == (
+        "device.one.socket",
+        "/run/doorbelld/one/socket is used by region one too",
+    )
+
+
+def test_an_option_that_its_type_does_not_have_is_wrong_in_every_file(tmp_path: Path) -> None:
+    wrong = '[device.e]\ntype = "rng"\npath = "/x"\n'
+    files = {"etc/doorbelld/doorbelld.toml": wrong, "etc/doorbelld/doorbelld.d/a.toml": wrong}
+    assert layered_problems(tmp_path, files) == [(f"{file}:3", "device.e.path") for file in files]
 
 
 @pytest.mark.parametrize("value", ["3", "true", '"x"', "[]", "[{}]", "1979-05-27"])
@@ -330,7 +390,7 @@ def test_the_problems_of_all_files_come_at_once_each_with_its_place(tmp_path: Pa
         ("etc/doorbelld/doorbelld.toml:2", "daemon.log-level"),
         ("etc/doorbelld/doorbelld.d/10.toml:2", "region.a.size"),
         ("run/doorbelld/doorbelld.d/20.toml:3", "region.a.peer[0].match"),
-        ("usr/lib/doorbelld/doorbelld.d/40.toml:2", "device.x"),
+        ("usr/lib/doorbelld/doorbelld.d/40.toml:2", "device.x.type"),
     ]
 
 
@@ -403,7 +463,8 @@ def test_files_that_can_not_be_read_are_told_with_the_rest(tmp_path: Path) -> No
 
 WORDS = (
     "size vectors many-vectors socket owner group mode backing first-id host-peer host-peer-id max-peers stall-timeout "
-    "relay peer match id may-ring vm uid gid unit pid-file runtime-directory log-level"
+    "relay peer match id may-ring vm uid gid unit pid-file runtime-directory log-level type connect queues queue-size "
+    "poll-us path read-only cache rate blk rng"
 )
 KEYS = st.sampled_from([*WORDS.split(" ")]) | st.text(max_size=8)
 SCALARS = (
@@ -428,7 +489,7 @@ TABLES = st.fixed_dictionaries(
     optional={
         "daemon": VALUES | st.dictionaries(KEYS, VALUES, max_size=3),
         "region": VALUES | st.dictionaries(NAMES, VALUES | st.dictionaries(KEYS, VALUES, max_size=6), max_size=3),
-        "device": VALUES,
+        "device": VALUES | st.dictionaries(NAMES, VALUES | st.dictionaries(KEYS, VALUES, max_size=6), max_size=3),
         "other": VALUES,
     },
 )
@@ -440,6 +501,7 @@ def test_interpret_never_crashes_and_every_problem_has_words(tables: dict[str, A
     config, problems = interpret(Layers([Document("any.toml", tables, {})]))
     assert all(p.key and p.cause and p.cure and p.where == "any.toml:1" for p in problems)
     assert all(isinstance(spec, RegionSpec) for spec in config.regions.values())
+    assert all(isinstance(spec, DeviceSpec) for spec in config.devices.values())
     text_of_all = str(InvalidOptions(problems))
     assert text_of_all.count("; ") >= len(problems)
 

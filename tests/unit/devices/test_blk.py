@@ -482,7 +482,7 @@ def test_a_front_end_uses_it_and_hears_of_another_size(site: DeviceSite, image: 
     assert f.try_to_tell(R.SET_CONFIG, Config(0, b"\0")) != 0
     f.open_channel()
     os.truncate(image, 8 * SECTOR)
-    assert device.look_at_size()
+    device.refresh()
     assert f.hear().request == BackendRequest.CONFIG_CHANGE_MSG
     assert f.config(0, 8) == struct.pack("<Q", 8)
     f.tell(R.RESET_DEVICE)
@@ -514,11 +514,12 @@ def test_the_size_may_change(image: Path) -> None:
     told = []
     with blk_driver(image) as driver:
         driver.device.tell_config_changed = lambda: told.append(driver.device.get_config()[:8])
-        assert not driver.device.look_at_size() and not told
+        driver.device.refresh()
+        assert not told
         with image.open("ab") as more:
             more.write(pattern(SECTORS, 8) + b"a part of a sector")
         assert driver.request(IN, SECTORS, room=SECTOR).status == IOERR
-        assert driver.device.look_at_size()
+        driver.device.refresh()
         assert told == [struct.pack("<Q", SECTORS + 8)]
         assert driver.read(SECTORS + 7, 1) == pattern(SECTORS + 7, 1)
         assert driver.request(IN, SECTORS + 8, room=SECTOR).status == IOERR
@@ -526,7 +527,7 @@ def test_the_size_may_change(image: Path) -> None:
         for inline in (True, False):
             driver.device.disk.inline = inline
             assert driver.request(IN, 8, room=SECTOR).status == IOERR  # before anybody looked
-        assert driver.device.look_at_size()
+        driver.device.refresh()
         assert driver.read(3, 1) == pattern(3, 1)
 
 

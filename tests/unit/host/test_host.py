@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,7 +65,7 @@ async def host(short_path: Path) -> AsyncIterator[Host]:
         asyncio.get_running_loop().set_default_executor(executor := ThreadPoolExecutor(1))
         made = Host(asyncio.get_running_loop(), str(short_path / "run"), 4096)
         yield made
-        made.close()
+        await made.close()
         executor.shutdown()
 
 
@@ -252,7 +252,7 @@ async def test_closing_ends_every_peer(host: Host, heard: Heard) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(region.spec.socket)
         await heard.until(lambda events: len(events) == 2)
-        host.close()
+        await host.close()
         assert heard.events[-1].reason == "the daemon stops"  # type: ignore[attr-defined]
         client.settimeout(DEADLINE)
         while client.recv(4096):
@@ -274,16 +274,16 @@ def kept_by(satchel: Satchel) -> Kept:
 async def second(short_path: Path) -> AsyncIterator[Host]:
     made = Host(asyncio.get_running_loop(), str(short_path / "run"), 4096)
     yield made
-    made.close()
+    await made.close()
 
 
 @pytest.fixture
-def satchel(host: Host, second: Host) -> Iterator[Satchel]:
+async def satchel(host: Host, second: Host) -> AsyncIterator[Satchel]:
     made = Satchel()
     host.keeper = second.keeper = made
     yield made
-    second.close()
-    host.close()
+    await second.close()
+    await host.close()
     made.close()
 
 
@@ -314,7 +314,7 @@ async def test_several_regions_come_back_and_one_does_not(host: Host, second: Ho
     for name in ("a", "b", "c", "d"):
         await host.create_region(RegionSpec(name), configured=name == "a")
     specs = {name: region.spec for name, region in host.regions.items()}
-    host.close()
+    await host.close()
     keep_line(satchel, "r2.", b"nonsense")
     satchel.drop("r3.state")
     bells = eventfd.make(1)
@@ -345,7 +345,7 @@ async def test_several_regions_come_back_and_one_does_not(host: Host, second: Ho
 async def test_what_a_newer_version_left_is_not_touched(host: Host, second: Host, satchel: Satchel) -> None:
     for name in ("a", "b"):
         await host.create_region(RegionSpec(name))
-    host.close()
+    await host.close()
     keep_line(satchel, "r2.", b'{"version":3}')
     before = {name: fd.fileno() for name, fd in satchel.copies.items()}
     with pytest.raises(NewerState, match="version 3"):
@@ -361,7 +361,7 @@ async def test_two_of_one_name_are_one(host: Host, second: Host, satchel: Satche
     await host.create_region(RegionSpec("a"))
     for name in list(satchel.copies):
         satchel.put(name.replace("r1.", "r7."), satchel.copies[name].fileno())
-    host.close()
+    await host.close()
     (unusable,) = second.revive(kept_by(satchel), {}, Kept())
     assert (unusable.name, unusable.reason) == ("a", "another region of that name is there")
     assert {name.split(".")[0] for name in satchel.copies} == {"r1"}
@@ -374,7 +374,7 @@ async def test_a_socket_that_somebody_else_made_is_used_or_left(
     """If the region can't be made anew, the socket is there for the one that takes its place."""
     for name in ("a", "b"):
         await host.create_region(RegionSpec(name, socket=str(short_path / name)))
-    host.close()
+    await host.close()
     satchel.drop("r2.memory")
     given: dict[str, Fd] = {}
     for name in ("a", "b"):
@@ -399,7 +399,7 @@ async def test_without_descriptors_a_region_is_lost_and_nobody_else(
 ) -> None:
     for name in ("a", "b"):
         await host.create_region(RegionSpec(name))
-    host.close()
+    await host.close()
     real, count = Ledger.adopt, 0
 
     def adopt(fd: Fd) -> Ledger:
@@ -447,7 +447,7 @@ async def test_closing_leaves_what_is_kept(host: Host, heard: Heard, satchel: Sa
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(region.spec.socket)
         await heard.until(lambda events: len(events) == 2)
-        host.close()
+        await host.close()
         assert os.path.exists(region.spec.socket)
         assert heard.kinds() == ["RegionAdded", "PeerAdded"]
         client.setblocking(False)

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from doorbelld.host.host import Host
-from doorbelld.host.plan import make_plan
+from doorbelld.host.host import Host, Spec
+from doorbelld.host.plan import Changes, Plan, make_plan
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec
+from doorbelld.options import integer, option
+from doorbelld.vhost.device import Device
+from doorbelld.vhost.spec import DeviceSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,13 +49,14 @@ class FakeHost:
             name: SimpleNamespace(spec=self.with_defaults(spec), configured=configured)
             for name, (spec, configured) in there.items()
         }
+        self.devices: dict[str, Any] = {}
 
-    def with_defaults(self, spec: RegionSpec) -> RegionSpec:
+    def with_defaults(self, spec: Spec) -> Spec:
         return spec if spec.socket else dataclasses.replace(spec, socket=f"/run/d/{spec.name}/socket")
 
 
 def plan_of(there: dict[str, tuple[RegionSpec, bool]], wanted: dict[str, RegionSpec]) -> Any:
-    return make_plan(cast(Host, FakeHost(there)), wanted)
+    return make_plan(cast(Host, FakeHost(there)), wanted, {})
 
 
 def specs(name: str) -> st.SearchStrategy[RegionSpec]:
@@ -68,14 +72,14 @@ def some(of: Any) -> Any:
 def test_against_a_model(there: dict[str, tuple[RegionSpec, bool]], wanted: dict[str, RegionSpec]) -> None:
     """Carried out, it leads to what is wanted but for what is frozen, and touches nothing that was as wanted."""
     plan, filled = plan_of(there, wanted), FakeHost({}).with_defaults
-    assert sorted(plan.gone) == sorted(name for name, (_, ours) in there.items() if ours and name not in wanted)
-    assert plan.new == [filled(spec) for name, spec in wanted.items() if name not in there]
+    assert sorted(plan.regions.gone) == sorted(name for name, (_, ours) in there.items() if ours and name not in wanted)
+    assert plan.regions.new == [filled(spec) for name, spec in wanted.items() if name not in there]
     keys = []
     for name in wanted.keys() & there.keys():
         (old, configured), new = (filled(there[name][0]), there[name][1]), filled(wanted[name])
         differs = {f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name)}
         keys += [f"region.{name}.{key.replace('_', '-')}" for key in differs & FROZEN.keys()]
-        changed = [spec for spec in plan.changed if spec.name == name]
+        changed = [spec for spec in plan.regions.changed if spec.name == name]
         if not configured or differs & LIVE.keys():
             (spec,) = changed
             for field in dataclasses.fields(spec):
@@ -84,7 +88,7 @@ def test_against_a_model(there: dict[str, tuple[RegionSpec, bool]], wanted: dict
         else:
             assert changed == []
     assert sorted(problem.key for problem in plan.problems) == sorted(keys)
-    assert {spec.name for spec in plan.changed} <= wanted.keys() & there.keys()
+    assert {spec.name for spec in plan.regions.changed} <= wanted.keys() & there.keys()
 
 
 @pytest.mark.parametrize(
@@ -106,17 +110,83 @@ def test_what_is_frozen_is_named_with_reason_and_cure(key: str, reason: str) -> 
         f"region.a.{key.replace('_', '-')}: can't change live: {reason}; "
         "doorbellctl remove a, then reload; its guests have to connect anew"
     ]
-    assert (plan.gone, plan.changed, plan.new) == ([], [], [])
+    assert (plan.regions.gone, plan.regions.changed, plan.regions.new) == ([], [], [])
 
 
 def test_what_is_as_it_was_is_left_alone() -> None:
     spec = RegionSpec("a", **LIVE)  # type: ignore[arg-type]
     plan = plan_of({"a": (spec, True)}, {"a": dataclasses.replace(spec)})
-    assert (plan.gone, plan.changed, plan.new, plan.problems) == ([], [], [], [])
+    assert (plan.regions.gone, plan.regions.changed, plan.regions.new, plan.problems) == ([], [], [], [])
 
 
 def test_a_region_that_a_call_made_becomes_the_configurations_once_that_names_it() -> None:
     there = {"a": (RegionSpec("a"), False), "b": (RegionSpec("b"), False)}
     plan = plan_of(there, {"a": RegionSpec("a")})
-    assert [spec.name for spec in plan.changed] == ["a"]
-    assert (plan.gone, plan.new, plan.problems) == ([], [], [])
+    assert [spec.name for spec in plan.regions.changed] == ["a"]
+    assert (plan.regions.gone, plan.regions.new, plan.problems) == ([], [], [])
+
+
+# Devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """What a type adds."""
+
+    speed: int = option(integer(1, 9), default=1)
+    depth: int = option(integer(1, 9), default=1, frozen="the driver was told")
+
+
+class Deep(Device):
+    name, id, Options = "deep", 40, Own
+
+
+class Other(Device):
+    name, id = "other", 41
+
+
+def device(name: str = "a", kind: type[Device] = Deep, **options: Any) -> DeviceSpec:
+    return DeviceSpec.parse(name, {"type": kind.name, **options}, f"device.{name}", lambda _: kind)
+
+
+def device_plan(there: dict[str, tuple[DeviceSpec, bool]], *wanted: DeviceSpec) -> Plan:
+    host = FakeHost({})
+    host.devices = {
+        name: SimpleNamespace(spec=host.with_defaults(spec), configured=ours) for name, (spec, ours) in there.items()
+    }
+    return make_plan(cast(Host, host), {}, {spec.name: spec for spec in wanted})
+
+
+def test_devices_come_and_go_like_regions() -> None:
+    there = {"a": (device("a"), True), "b": (device("b"), True), "c": (device("c"), False)}
+    plan = device_plan(there, device("b"), device("d"))
+    assert plan.devices == Changes(["a"], [], [FakeHost({}).with_defaults(device("d"))])
+    assert (plan.regions, plan.problems) == (Changes(), [])
+
+
+def test_what_of_a_device_can_change_does() -> None:
+    plan = device_plan({"a": (device(), True)}, device(mode="0600", speed=3, **{"poll-us": 9}))
+    (spec,) = plan.devices.changed
+    assert (spec.mode, spec.own.speed, spec.poll_us, plan.problems) == (0o600, 3, 9, [])
+
+
+def test_what_of_a_device_is_frozen_is_named_also_what_its_type_has_frozen() -> None:
+    plan = device_plan({"a": (device(), True)}, device(socket="/run/elsewhere", depth=2, speed=2))
+    assert [str(problem) for problem in plan.problems] == [
+        f"device.a.{key}: can't change live: {why}; "
+        "doorbellctl remove-device a, then reload; its guest has to connect anew"
+        for key, why in (("socket", "front-ends come back to the old path"), ("depth", "the driver was told"))
+    ]
+    (spec,) = plan.devices.changed  # what is possible of it
+    assert (spec.socket, spec.own.depth, spec.own.speed) == ("/run/d/a/socket", 1, 2)
+
+
+def test_a_device_of_another_type_is_another_device() -> None:
+    plan = device_plan({"a": (device(), True)}, device(kind=Other))
+    assert [problem.key for problem in plan.problems] == ["device.a.type"]
+    assert plan.devices.changed == []
+
+
+def test_a_device_that_a_call_made_becomes_the_configurations_once_that_names_it() -> None:
+    plan = device_plan({"a": (device(), False)}, device())
+    assert [spec.name for spec in plan.devices.changed] == ["a"]

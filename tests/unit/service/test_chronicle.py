@@ -11,18 +11,30 @@ from typing import Any
 import structlog
 from doorbelld.fds.peercred import Credentials
 from doorbelld.host.events import (
+    ConfigChanged,
+    DeviceAdded,
+    DeviceChanged,
+    DeviceRemoved,
+    FrontendAttached,
+    FrontendDetached,
+    FrontendRefused,
+    Negotiated,
     PeerAdded,
     PeerRefused,
     PeerRemoved,
+    QueueChanged,
     RegionAdded,
     RegionChanged,
     RegionRemoved,
+    RequestRefused,
     Rung,
+    StateChanged,
     Unkept,
 )
 from doorbelld.ivshmem.revival import LOST
 from doorbelld.log import KEPT_BACK
 from doorbelld.service.chronicle import Chronicle
+from doorbelld.vhost.events import State
 
 SPEC = SimpleNamespace(socket="/run/s", size=4096)
 
@@ -139,3 +151,73 @@ def test_the_end_of_a_storm_is_told_without_another_line() -> None:
 
 def test_regions_themselves_are_never_kept_back() -> None:
     assert len(told(*(RegionAdded(region(str(number))) for number in range(500)))) == 500
+
+
+# Devices
+
+
+def device(name: str = "disk") -> Any:
+    return SimpleNamespace(name=name, spec=SimpleNamespace(type="blk", socket="/run/d"))
+
+
+WHO = Credentials(12, 1000, 100, "guest1", "a.scope", "qemu")
+
+
+def test_lines_of_a_device() -> None:
+    there = device()
+    lines = told(
+        DeviceAdded(there),
+        FrontendAttached(there, WHO),
+        StateChanged(there, State.LISTENING, State.CONNECTED, ""),
+        Negotiated(there),
+        QueueChanged(there, 1),
+        RequestRefused(there, "SET_CONFIG", "it may not"),
+        ConfigChanged(there),
+        FrontendDetached(there, WHO, "it closed its connection", False),
+        FrontendDetached(there, WHO, "queue 0: a loop", True),
+        FrontendRefused(there, "no rule admits it"),
+        DeviceChanged(there),
+        DeviceRemoved(there),
+    )
+    assert all(line.pop("device") == "disk" for line in lines)
+    assert lines == [
+        {"event": "device serves", "log_level": "info", "type": "blk", "socket": "/run/d"},
+        {
+            "event": "front-end attached",
+            "log_level": "info",
+            "vm": "guest1",
+            "pid": 12,
+            "uid": 1000,
+            "unit": "a.scope",
+        },
+        {"event": "device state", "log_level": "debug", "old": "listening", "new": "connected"},
+        {"event": "device negotiated", "log_level": "debug"},
+        {"event": "device queue", "log_level": "debug", "queue": 1},
+        {
+            "event": "request of a front-end refused",
+            "log_level": "warning",
+            "request": "SET_CONFIG",
+            "reason": "it may not",
+        },
+        {"event": "device tells its front-end of a change", "log_level": "info"},
+        {"event": "front-end detached", "log_level": "info", "pid": 12, "reason": "it closed its connection"},
+        {"event": "front-end broke the device", "log_level": "warning", "pid": 12, "reason": "queue 0: a loop"},
+        {"event": "front-end refused", "log_level": "warning", "reason": "no rule admits it"},
+        {"event": "device changed", "log_level": "info"},
+        {"event": "device removed", "log_level": "info"},
+    ]
+
+
+def test_a_front_end_can_not_fill_the_log() -> None:
+    there = device()
+    storms = [
+        FrontendAttached(there, WHO),
+        FrontendDetached(there, WHO, "gone", False),
+        FrontendDetached(there, WHO, "broken", True),
+        FrontendRefused(there, "no"),
+        RequestRefused(there, "SET_CONFIG", "no"),
+        ConfigChanged(there),
+    ]
+    lines = told(*(event for event in storms for _ in range(5_000)), FrontendAttached(device("quiet"), WHO))
+    assert len(storms) <= len(lines) <= 100 * len(storms)
+    assert lines[-1]["device"] == "quiet"

@@ -290,8 +290,10 @@ def look(found):
 def state(number):
     try: return fcntl.fcntl(number, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
     except OSError: return None
-again = [len(part) for part in take_over()]
-print(json.dumps([look(kept), look(sockets), left, [state(3 + place) for place in range(len(given))], again]))
+again = take_over()
+again = [len(again[0]), len(again[1].regions), len(again[1].devices)]
+parts = [kept, sockets.regions, sockets.devices]
+print(json.dumps([*map(look, parts), left, [state(3 + place) for place in range(len(given))], again]))
 """
 
 
@@ -308,27 +310,28 @@ def taken_over(count: int, **variables: str) -> list[object]:
     for fd in fds:
         os.close(fd)
     assert done.returncode == 0, done.stderr
-    kept, sockets, *rest = json.loads(done.stdout)
-    assert not any(inheritable for part in (kept, sockets) for _, inheritable in part.values())
-    return [*({name: inodes[inode] for name, (inode, _) in part.items()} for part in (kept, sockets)), *rest]
+    found = json.loads(done.stdout)
+    parts, rest = found[:3], found[3:]
+    assert not any(inheritable for part in parts for _, inheritable in part.values())
+    return [*({name: inodes[inode] for name, (inode, _) in part.items()} for part in parts), *rest]
 
 
 def test_taking_over() -> None:
-    names = "r1.state:region-demo:r1.0:region-a.b"
-    got = taken_over(4, LISTEN_PID="me", LISTEN_FDS="4", LISTEN_FDNAMES=names)
-    assert got == [{"r1.state": 0, "r1.0": 2}, {"demo": 1, "a.b": 3}, [], [True] * 4, [0, 0]]
+    names = "r1.state:region-demo:r1.0:region-a.b:device-demo"
+    got = taken_over(5, LISTEN_PID="me", LISTEN_FDS="5", LISTEN_FDNAMES=names)
+    assert got == [{"r1.state": 0, "r1.0": 2}, {"demo": 1, "a.b": 3}, {"demo": 4}, [], [True] * 5, [0, 0, 0]]
 
 
 def test_taking_over_what_is_meant_for_somebody_else() -> None:
     got = taken_over(1, LISTEN_PID="1", LISTEN_FDS="1", LISTEN_FDNAMES="r1.state")
-    assert got[:2] == [{}, {}]
-    assert got[3] == [False]  # left alone
+    assert got[:3] == [{}, {}, {}]
+    assert got[4] == [False]  # left alone
     assert taken_over(1)[:2] == [{}, {}]
 
 
 def test_a_name_that_comes_twice_counts_once_and_the_other_is_closed() -> None:
     got = taken_over(3, LISTEN_PID="me", LISTEN_FDS="3", LISTEN_FDNAMES="a:b:a")
-    assert got == [{"a": 0, "b": 1}, {}, [], [True, True, None], [0, 0]]
+    assert got == [{"a": 0, "b": 1}, {}, {}, [], [True, True, None], [0, 0, 0]]
 
 
 def test_without_names_or_with_too_few_or_too_many() -> None:
