@@ -8,6 +8,7 @@ How it is under a real systemd is in tests/system.
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +40,7 @@ INSTALLED = (
     "lib/systemd/system/doorbelld.service",
     "lib/systemd/system/doorbelld.socket",
     "lib/systemd/system/doorbelld@.socket",
+    "lib/systemd/system/doorbelld-device@.socket",
     "lib/systemd/system-preset/90-doorbelld.preset",
     "lib/sysusers.d/doorbelld.conf",
     "lib/tmpfiles.d/doorbelld.conf",
@@ -47,6 +49,8 @@ INSTALLED = (
     "share/dbus-1/system-services/org.doorbelld.Doorbell1.service",
     "share/polkit-1/actions/org.doorbelld.Doorbell1.policy",
     "share/polkit-1/rules.d/org.doorbelld.Doorbell1.rules",
+    "share/qemu/vhost-user/50-doorbelld-blk.json",
+    "share/qemu/vhost-user/50-doorbelld-rng.json",
 )
 
 
@@ -89,7 +93,7 @@ def bus(prefix: Path, short_path: Path) -> Iterator[str]:
 
 
 def test_programs_run_from_where_they_are_installed(prefix: Path) -> None:
-    for program in ("doorbelld", "doorbellctl"):
+    for program in ("doorbelld", "doorbellctl", "doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng"):
         command = [prefix / "bin" / program, "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={}, cwd="/", timeout=DEADLINE)
         assert done.stdout.startswith(f"{program} ")
@@ -102,8 +106,21 @@ def test_what_the_host_looks_for_is_there_and_names_our_programs(prefix: Path) -
     assert f"ExecStart={prefix}/bin/doorbelld " in (prefix / "lib/systemd/system/doorbelld.service").read_text()
 
 
+def test_descriptors_of_back_ends_lead_to_programs_that_are_what_they_say(prefix: Path) -> None:
+    descriptors = sorted((prefix / "share/qemu/vhost-user").iterdir())
+    assert [file.name for file in descriptors] == ["50-doorbelld-blk.json", "50-doorbelld-rng.json"]
+    for file in descriptors:
+        descriptor = json.loads(file.read_text())
+        assert Path(descriptor["binary"]).is_relative_to(prefix)
+        command = [descriptor["binary"], "--print-capabilities"]
+        said = subprocess.run(command, capture_output=True, check=True, env={}, cwd="/", timeout=DEADLINE).stdout
+        assert json.loads(said)["type"] == descriptor["type"]
+
+
 def test_manual_pages_are_there(prefix: Path) -> None:
-    for page in ("man1/doorbellctl.1", "man5/doorbelld.toml.5", "man5/org.doorbelld.Doorbell1.5", "man8/doorbelld.8"):
+    programs = ("doorbellctl", "doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng")
+    own = [f"man1/{program}.1" for program in programs]
+    for page in (*own, "man5/doorbelld.toml.5", "man5/org.doorbelld.Doorbell1.5", "man8/doorbelld.8"):
         with gzip.open(prefix / f"share/man/{page}.gz", "rt") as stream:
             assert ".TH " in stream.read()
 

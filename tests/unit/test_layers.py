@@ -28,6 +28,7 @@ LAYERS = (
     ("host",),
     ("bus",),
     ("service",),
+    ("standalone",),
     ("config", "ctl", "guide", "daemon", "main", "__main__"),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

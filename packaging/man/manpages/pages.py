@@ -14,14 +14,23 @@ from doorbelld import __version__
 from doorbelld.ctl.app import SECTIONS
 from doorbelld.ctl.app import program as doorbellctl
 from doorbelld.main import main as doorbelld
+from doorbelld.standalone.blk import program as blk
+from doorbelld.standalone.rng import program as rng
 
 from . import commands, interfaces, keys, roff
 from .keys import Unwritten
 
-__all__ = ["PAGES", "Unwritten", "build"]
+__all__ = ["PAGES", "PROGRAMS", "Unwritten", "build"]
 
 TEMPLATES = Path(__file__).parent.parent
-PAGES = ("doorbelld.8", "doorbellctl.1", "doorbelld.toml.5", "org.doorbelld.Doorbell1.5")
+PROGRAMS = {
+    "doorbelld.8": doorbelld,
+    "doorbellctl.1": doorbellctl,
+    "doorbelld-vhost-user-blk.1": blk,
+    "doorbelld-vhost-user-rng.1": rng,
+}
+"""Pages of programs, and the commands that those are."""
+PAGES = (*PROGRAMS, "doorbelld.toml.5", "org.doorbelld.Doorbell1.5")
 _MANUALS = {"1": "User Commands", "5": "File Formats", "8": "System Administration"}
 _PART = re.compile(r"@([A-Z ]+)(?: ([a-z]+))?@")
 
@@ -66,16 +75,16 @@ def _parts(page: str) -> dict[str, Callable[[], list[str]]]:
             "ERRORS": interfaces.describe_errors,
             "OBJECTS": interfaces.describe_objects,
         }
-    program, command = ("doorbellctl", doorbellctl) if page.startswith("doorbellctl") else ("doorbelld", doorbelld)
+    program, command = page.rpartition(".")[0], PROGRAMS.get(page, doorbelld)
     ctx = commands.context(command, program)
     parts: dict[str, Callable[[], list[str]]] = {
         "SYNOPSIS": lambda: [commands.usage(command, ctx, program)],
         "OPTIONS": lambda: commands.options(command, ctx, with_help=True),
         "EXIT STATUS": lambda: commands.exit_status(command),
+        "EXAMPLES": lambda: commands.examples(command),
     }
     if command is doorbellctl:
         parts["COMMANDS"] = lambda: commands.commands(doorbellctl, ctx, SECTIONS)
-        parts["EXAMPLES"] = lambda: commands.examples(doorbellctl)
     return parts
 
 
