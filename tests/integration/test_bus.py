@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from jeepney import HeaderFields, MessageType
-from support.busctl import NAME, ROOT, Busctl, CallFailed
+from support.busctl import NAME, NOBODY, ROOT, Busctl, CallFailed, as_nobody
 from support.daemon import BIN, Daemon
 from support.dbusclient import (
     DEADLINE,
@@ -43,7 +43,6 @@ HOST = 65535
 DEMO = "/region/demo"
 VECTORS = 4
 ONE = struct.pack("=Q", 1)
-NOBODY = 65534
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -180,7 +179,16 @@ def test_every_method_of_the_manager(api: Any, daemon: Daemon, peer: RawClient) 
     assert listed(api.call("", "Manager", "ListDevices")) == [[]]
     assert 'no device "d"' in refused(api.call, "", "Manager", "ListQueues", "s", "d")
     assert 'no device "d"' in refused(api.call, "", "Manager", "RemoveDevice", "s", "d")
-    assert "blk" in refused(api.call, "", "Manager", "CreateDevice", "ssa{sv}", "d", "blk", {})
+    assert "no device type" in refused(api.call, "", "Manager", "CreateDevice", "ssa{sv}", "d", "x", {})
+    options = {"rate": ("s", "1M"), "poll-us": ("u", 3), "mode": ("s", "0600")}
+    made = f"{ROOT}/device/more_2erandom"
+    assert api.call("", "Manager", "CreateDevice", "ssa{sv}", "more.random", "rng", options)[0] == made
+    assert listed(api.call("", "Manager", "ListDevices")) == [[["more.random", "rng", made]]]
+    assert listed(api.call("", "Manager", "ListQueues", "s", "more.random")) == [[[0, f"{made}/queue/0"]]]
+    assert daemon.socket("more.random").stat().st_mode & 0o777 == 0o600
+    assert json.loads(api.call("", "Manager", "Describe")[0])["devices"]["more.random"]["poll-us"] == 3
+    api.call("", "Manager", "RemoveDevice", "s", "more.random")
+    assert not daemon.socket("more.random").exists()
     daemon.write_config("[region.demo]\n[region.more]\n")
     api.call("", "Manager", "Reload")
     assert daemon.socket("more").exists()
@@ -706,14 +714,6 @@ def test_a_bus_that_is_started_again_is_joined_again(short_path: Path, library: 
 
 
 # Who may, and on which bus
-
-
-def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
-    require("setpriv", "util-linux")
-    if os.getuid():
-        pytest.skip("only root can become somebody else")
-    prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    return subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
 def _stranger_may_look_only(bus: BusDaemon, daemon: Daemon) -> None:

@@ -93,6 +93,17 @@ def test_who_is_allowed_may_and_polkit_is_told_what_it_is_about(daemon: Daemon, 
         until(lambda: rings(bus)[0] == 1, "the ring")
 
 
+def test_of_a_device_polkit_is_told_that_it_is_one(daemon: Daemon, bus: BusDaemon) -> None:
+    with FakePolkit(bus.address) as polkit, caller(bus) as stranger:
+        stranger.call("", "Manager", "CreateDevice", "ssa{sv}", "a.b", "rng", {})
+        assert refused(stranger, "/device/a_2eb/queue/0", "Queue", "Notify").kind == "NotRunning"
+        assert stranger.get("/device/a_2eb", "Device", "State") == "listening"
+        name = stranger.connection.unique_name
+        assert polkit.wait_for(3) == [
+            Asked(name, action, {"device": "a.b"}, False, "") for action in (MANAGE, NOTIFY, INSPECT)
+        ]
+
+
 def test_root_is_never_asked_about(daemon: Daemon, bus: BusDaemon) -> None:
     with FakePolkit(bus.address, fakepolkit.NO) as polkit, Client(bus.address) as root:
         root.call(*RING)

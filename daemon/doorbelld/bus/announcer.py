@@ -3,24 +3,56 @@
 """Turns what happens in the model into D-Bus signals.
 
 A `Rung` is sent at once: somebody waits for it. Comings and goings are sent in order, a few milliseconds' worth per
-loop turn, so that a storm of joins does not hold up the greetings that caused it; `PropertiesChanged` for a count is
-sent once per turn, however often the count changed. While the bus takes nothing, doorbells of host peers would be the
-one thing that could grow without bound: their sums are kept here and sent when it takes something again.
+loop turn, so that a storm of joins does not hold up the greetings that caused it. Properties that changed are told
+together at the end of a turn, with the values that they have then, however often they changed.
+
+While the bus takes nothing, doorbells of host peers and what front-ends negotiate would be what could grow without
+bound: sums of the ones and the names of changed properties are kept here, and sent when it takes something again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter, deque
+from collections.abc import Callable, Collection
 
-from ..host.events import PeerAdded, PeerRemoved, RegionAdded, RegionChanged, RegionEvent, RegionRemoved, Rung
-from . import paths
-from .library import Variant
-from .names import OBJECT_MANAGER, PEER, PROPERTIES, REGION, ROOT
-from .objects import Tree
+from ..host.events import (
+    ConfigChanged,
+    DeviceAdded,
+    DeviceChanged,
+    DeviceEvent,
+    DeviceRemoved,
+    FrontendAttached,
+    FrontendDetached,
+    HostEvent,
+    Negotiated,
+    PeerAdded,
+    PeerRemoved,
+    RegionAdded,
+    RegionChanged,
+    RegionRemoved,
+    Rung,
+    StateChanged,
+)
+from . import interfaces, paths
+from .library import text
+from .names import DEVICE, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
+from .objects import Tree, device_paths
 from .router import Router
 
 TURN_SECONDS = 0.002
+
+_STATE = ("State", "Reason")
+_FRONTEND = ("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendUnit", "FrontendSince")
+_NEGOTIATED = (
+    "AckedFeatures",
+    "AckedFeatureNames",
+    "AckedProtocolFeatures",
+    "AckedProtocolFeatureNames",
+    "MemoryRegions",
+    "ConfigSpace",
+)
 
 
 class Announcer:
@@ -30,17 +62,18 @@ class Announcer:
         self._loop = loop
         self._tree = tree
         self._router = router
-        self._waiting: deque[RegionEvent] = deque()
-        self._counts: dict[str, int] = {}
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._changed: dict[str, set[str]] = {}
+        """Names of properties that changed, by object."""
         self._rings: Counter[tuple[str, int]] = Counter()
         self._pressed = False
         self._turn: asyncio.Handle | None = None
 
-    def hear(self, event: RegionEvent) -> None:
+    def hear(self, event: HostEvent) -> None:
         """Take an event of the model."""
-        path = paths.region(event.region.name)
         match event:
             case Rung(vector=vector, count=count):
+                path = paths.region(event.region.name)
                 if self._pressed:
                     self._rings[path, vector] += count
                 else:
@@ -49,10 +82,14 @@ class Announcer:
             case PeerRemoved(peer=peer):
                 self._tree.drop(paths.peer(event.region.name, peer.id))
             case RegionRemoved():
-                self._tree.drop_region(path)
-        self._waiting.append(event)
-        if self._turn is None:
-            self._turn = self._loop.call_soon(self._run)
+                self._tree.drop_tree(paths.region(event.region.name))
+            case DeviceAdded() | DeviceRemoved():  # another one may have had the name, and gone without a word
+                self._tree.drop_tree(paths.device(event.device.name))
+        if isinstance(event, DeviceEvent):
+            self._hear_device(event)
+        else:
+            self._waiting.append(functools.partial(self._announce, event))
+        self._go_on()
 
     def press(self, pressed: bool) -> None:
         """Learn whether the bus is slow to take what we write."""
@@ -61,46 +98,97 @@ class Announcer:
             rings, self._rings = self._rings, Counter()
             for (path, vector), count in rings.items():
                 self._ring(path, vector, count)
+            self._go_on()
 
     def _ring(self, path: str, vector: int, count: int) -> None:
         self._router.signal(path, REGION, "Rung", "qt", [vector, min(count, (1 << 64) - 1)])
+
+    def _go_on(self) -> None:
+        if self._turn is None and (self._waiting or self._changed):
+            self._turn = self._loop.call_soon(self._run)
 
     def _run(self) -> None:
         self._turn = None
         deadline = self._loop.time() + TURN_SECONDS
         while self._waiting:
-            self._announce(self._waiting.popleft())
+            self._waiting.popleft()()
             if self._loop.time() > deadline:
                 break
-        counts, self._counts = self._counts, {}
-        for path, count in counts.items():
-            changed = {"PeerCount": Variant("u", count)}
-            self._router.signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [REGION, changed, []])
+        if not self._pressed:
+            changed, self._changed = self._changed, {}
+            for path, names in changed.items():
+                self._tell(path, names)
         if self._waiting:
-            self._turn = self._loop.call_soon(self._run)
+            self._go_on()
 
-    def _announce(self, event: RegionEvent) -> None:
-        region = paths.region(event.region.name)
+    def _tell(self, path: str, names: Collection[str]) -> None:
+        if (view := self._tree.find(path)) is not None:  # else it is gone, which is told, or will be
+            body = [view.interface.name, *view.changed(names)]
+            self._router.signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", body)
+
+    def _change(self, path: str, names: Collection[str]) -> None:
+        self._changed.setdefault(path, set()).update(names)
+
+    # Regions
+
+    def _announce(self, event: HostEvent) -> None:
         match event:
-            case RegionAdded():
-                self._added(region)
-            case RegionRemoved():
-                self._counts.pop(region, None)
-                self._removed(region, REGION)
-            case RegionChanged():
-                if (view := self._tree.find(region)) is not None:
-                    properties = view.interface.properties.items()
-                    changed = {name: view.get(name) for name, declared in properties if declared.emits == "true"}
-                    self._router.signal(region, PROPERTIES, "PropertiesChanged", "sa{sv}as", [REGION, changed, []])
-            case PeerAdded(peer=peer):
-                path = paths.peer(event.region.name, peer.id)
+            case RegionAdded(region=region):
+                self._added(paths.region(region.name))
+            case RegionRemoved(region=region):
+                self._removed(paths.region(region.name), REGION)
+            case RegionChanged(region=region):
+                self._change(paths.region(region.name), interfaces.load(REGION).properties)
+            case PeerAdded(region=region, peer=peer):
+                path = paths.peer(region.name, peer.id)
                 self._added(path)
-                self._router.signal(region, REGION, "PeerAdded", "qo", [peer.id, path])
-                self._counts[region] = len(event.region.peers)
-            case PeerRemoved(peer=peer, reason=reason):
-                self._router.signal(region, REGION, "PeerRemoved", "qs", [peer.id, reason])
-                self._removed(paths.peer(event.region.name, peer.id), PEER)
-                self._counts[region] = len(event.region.peers)
+                self._router.signal(paths.region(region.name), REGION, "PeerAdded", "qo", [peer.id, path])
+                self._change(paths.region(region.name), ("PeerCount",))
+            case PeerRemoved(region=region, peer=peer, reason=reason):
+                self._router.signal(paths.region(region.name), REGION, "PeerRemoved", "qs", [peer.id, reason])
+                self._removed(paths.peer(region.name, peer.id), PEER)
+                self._change(paths.region(region.name), ("PeerCount",))
+
+    # Devices
+
+    def _hear_device(self, event: DeviceEvent) -> None:
+        """Have *event* announced, in pieces if it is about many objects."""
+        match event:
+            case DeviceAdded(device=device):
+                self._waiting += [functools.partial(self._added, path) for path in device_paths(device)]
+            case DeviceRemoved(device=device):
+                path, *queues = device_paths(device)
+                self._waiting += [functools.partial(self._removed, queue, QUEUE) for queue in queues]
+                self._waiting.append(functools.partial(self._removed, path, DEVICE))
+            case (
+                StateChanged()
+                | FrontendAttached()
+                | FrontendDetached()
+                | Negotiated()
+                | ConfigChanged()
+                | DeviceChanged()
+            ):  # not QueueChanged: queues don't tell of their changes
+                self._waiting.append(functools.partial(self._announce_device, event))
+
+    def _announce_device(self, event: DeviceEvent) -> None:
+        path = paths.device(event.device.name)
+        match event:
+            case StateChanged():
+                self._change(path, _STATE)
+            case FrontendAttached(who=who):
+                self._router.signal(path, DEVICE, "FrontendAttached", "u", [who.pid])
+                self._change(path, (*_STATE, *_FRONTEND))
+            case FrontendDetached(reason=reason, broken=broken):
+                self._router.signal(path, DEVICE, "FrontendDetached", "sb", [text(reason), broken])
+                self._change(path, (*_STATE, *_FRONTEND, *_NEGOTIATED))
+            case Negotiated():
+                self._change(path, _NEGOTIATED)
+            case ConfigChanged():
+                self._change(path, ("ConfigSpace",))
+            case DeviceChanged():
+                self._change(path, interfaces.load(DEVICE).properties)
+
+    # Objects
 
     def _added(self, path: str) -> None:
         if (view := self._tree.find(path)) is not None:  # else it is gone again already
@@ -109,4 +197,5 @@ class Announcer:
             )
 
     def _removed(self, path: str, interface: str) -> None:
+        self._changed.pop(path, None)
         self._router.signal(ROOT, OBJECT_MANAGER, "InterfacesRemoved", "oas", [path, [interface]])

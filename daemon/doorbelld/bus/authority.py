@@ -72,13 +72,15 @@ class Request:
     action: Action
     region: str = ""
     """The name of the region that it is about, if it is about one."""
+    device: str = ""
+    """The name of the device that it is about, if it is about one."""
     interactive: bool = False
     """Whether a person may be bothered for it."""
 
     @property
     def question(self) -> Question:
         """What polkit is asked about it."""
-        return Question(self.sender, self.action.id, self.region)
+        return Question(self.sender, self.action.id, self.region, self.device)
 
 
 @dataclass(slots=True)

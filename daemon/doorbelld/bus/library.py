@@ -107,6 +107,11 @@ def describe() -> str:
     return f"{LIBRARY.replace('_', '-')} {importlib.metadata.version(LIBRARY)}"
 
 
+def text(words: str) -> str:
+    """Replace what D-Bus takes in no string: zero bytes, and halves of surrogate pairs."""
+    return words.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 def unwrap(value: Any) -> Any:
     """Take the variants out of a message's body."""
     if isinstance(value, Variant):

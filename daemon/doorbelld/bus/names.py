@@ -10,6 +10,8 @@ MANAGER = f"{BUS_NAME}.Manager"
 REGION = f"{BUS_NAME}.Region"
 PEER = f"{BUS_NAME}.Peer"
 VECTOR = f"{BUS_NAME}.Vector"
+DEVICE = f"{BUS_NAME}.Device"
+QUEUE = f"{BUS_NAME}.Queue"
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"

@@ -4,7 +4,8 @@
 
 Nothing is registered. A path is taken apart, the model is asked, and a view is made; views of regions and peers are
 kept as long as these live, so the second call to one is a dictionary lookup. Vectors, and the host peer, answer but
-are not listed: a thousand peers of eight vectors are a thousand objects, not nine thousand.
+are not listed: a thousand peers of eight vectors are a thousand objects, not nine thousand. The views of devices are
+in device_objects.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .. import __version__
-from ..errors import InvalidOptions, LimitExceeded, NoSuchDevice, NoSuchDeviceType, Problem
+from .. import __version__, devices
+from ..errors import InvalidOptions, LimitExceeded, NoSuchDeviceType, Problem
 from ..fds import eventfd
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
@@ -25,8 +26,11 @@ from ..ivshmem.peer import Peer
 from ..ivshmem.region import Region
 from ..ivshmem.spec import RegionSpec
 from ..options import parse
+from ..vhost.backend import Backend
+from ..vhost.spec import DeviceSpec
 from . import library, paths
 from .authority import Action
+from .device_objects import DeviceView, QueueView
 from .names import MANAGER, PEER, REGION, ROOT, VECTOR
 from .views import View, method, prop
 
@@ -66,13 +70,13 @@ class ManagerView(View, interface=MANAGER):
 
     @method("ListDevices", Action.INSPECT)
     def list_devices(self) -> list[list[str]]:
-        """Name, type and path of each: none, as long as this build has no device type."""
-        return []
+        """Name, type and path of each."""
+        return [[name, device.spec.type, paths.device(name)] for name, device in sorted(self._host.devices.items())]
 
     @method("ListQueues", Action.INSPECT)
     def list_queues(self, device: str) -> list[list[Any]]:
         """Index and path of each."""
-        raise NoSuchDevice(f'no device "{device}"; there is none')
+        return [[index, paths.queue(device, index)] for index in range(self._host.device(device).queue_count)]
 
     @method("Notify", Action.NOTIFY)
     def notify(self, region: str, peer: int, vector: int) -> None:
@@ -92,9 +96,10 @@ class ManagerView(View, interface=MANAGER):
         return paths.region(name)
 
     @method("CreateDevice", Action.MANAGE)
-    def create_device(self, name: str, kind: str, options: dict[str, Any]) -> str:
-        """Make a device: of no type, as long as this build has none."""
-        raise NoSuchDeviceType(f'device "{name}": this build has no device type "{kind}", nor any other')
+    async def create_device(self, name: str, kind: str, options: dict[str, Any]) -> str:
+        """Make a device."""
+        await self._host.create_device(_device_spec(name, kind, library.unwrap(options)))
+        return paths.device(name)
 
     @method("RemoveRegion", Action.MANAGE)
     def remove_region(self, name: str) -> None:
@@ -102,9 +107,9 @@ class ManagerView(View, interface=MANAGER):
         self._host.remove_region(name)
 
     @method("RemoveDevice", Action.MANAGE)
-    def remove_device(self, name: str) -> None:
+    async def remove_device(self, name: str) -> None:
         """Remove a device."""
-        raise NoSuchDevice(f'no device "{name}"; there is none')
+        await self._host.remove_device(name)
 
     @method("Describe", Action.INSPECT)
     def describe(self) -> str:
@@ -135,6 +140,25 @@ class ManagerView(View, interface=MANAGER):
     def descriptors_in_use(self) -> int:
         """Open descriptors now."""
         return self._host.descriptors_in_use()
+
+
+def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
+    """Read the options of a device to be made; its type is no option here."""
+    try:
+        found = devices.find(kind)
+    except NoSuchDeviceType as error:
+        raise NoSuchDeviceType(f'device "{name}": {error}') from error
+    prefix = f"device.{name}"
+    problems = []
+    if "type" in options:
+        problems = [Problem(f"{prefix}.type", "is no option here", "it is the second argument of CreateDevice")]
+    try:
+        spec = DeviceSpec.parse(name, {**options, "type": kind}, prefix, lambda _: found)
+    except InvalidOptions as error:
+        raise InvalidOptions([*problems, *error.problems]) from error
+    if problems:
+        raise InvalidOptions(problems)
+    return spec
 
 
 class RegionView(View, interface=REGION):
@@ -393,6 +417,12 @@ class Tree:
                 region = self._region(name)
                 if region and (peer := self._peer(region, number)) and _number(index, peer.vectors) is not None:
                     return VectorView(region, peer.id, int(index))
+            case ["device", name]:
+                if device := self._device(name):
+                    return self._keep(path, DeviceView(device))
+            case ["device", name, "queue", index]:
+                if (device := self._device(name)) and _number(index, device.queue_count) is not None:
+                    return self._keep(path, QueueView(device, int(index)))
         return None
 
     def children(self, path: str) -> list[str]:
@@ -401,7 +431,8 @@ class Tree:
             return [ROOT[len(path) :].lstrip("/").split("/")[0]]
         match self._parts(path):
             case []:
-                return ["region"] if self._host.regions else []
+                kinds = {"device": self._host.devices, "region": self._host.regions}
+                return [kind for kind, there in kinds.items() if there]
             case ["region"]:
                 return sorted(paths.escape(name) for name in self._host.regions)
             case ["region", name] if (region := self._region(name)) and region.peers:
@@ -414,24 +445,30 @@ class Tree:
                 peer := self._peer(r, number)
             ):
                 return [str(index) for index in range(peer.vectors)]
+            case ["device"]:
+                return sorted(paths.escape(name) for name in self._host.devices)
+            case ["device", name] if self._device(name):
+                return ["queue"]
+            case ["device", name, "queue"] if device := self._device(name):
+                return [str(index) for index in range(device.queue_count)]
         return []
 
     def listed(self) -> list[tuple[str, View]]:
         """Give all objects below the root that ObjectManager lists."""
-        found: list[tuple[str, View]] = []
+        listed: list[str] = []
         for name, region in self._host.regions.items():
             base = paths.region(name)
-            for path in (base, *(f"{base}/peer/{peer_id}" for peer_id in region.peers)):
-                if (view := self.find(path)) is not None:
-                    found.append((path, view))
-        return found
+            listed += [base, *(f"{base}/peer/{peer_id}" for peer_id in region.peers)]
+        for device in self._host.devices.values():
+            listed += device_paths(device)
+        return [(path, view) for path in listed if (view := self.find(path)) is not None]
 
     def drop(self, path: str) -> None:
         """Forget the view of a peer that is gone."""
         self._views.pop(path, None)
 
-    def drop_region(self, path: str) -> None:
-        """Forget the view of a region that is gone, and all below it."""
+    def drop_tree(self, path: str) -> None:
+        """Forget the view of a region or a device that is gone, and all below it."""
         for known in [known for known in self._views if known == path or known.startswith(path + "/")]:
             del self._views[known]
 
@@ -446,6 +483,10 @@ class Tree:
         region = self._host.regions.get(paths.unescape(element))
         return region if region is not None and paths.escape(region.name) == element else None
 
+    def _device(self, element: str) -> Backend | None:
+        device = self._host.devices.get(paths.unescape(element))
+        return device if device is not None and paths.escape(device.name) == element else None
+
     @staticmethod
     def _peer(region: Region, number: str) -> Peer | _HostAsPeer | None:
         if (peer_id := _number(number, 1 << 16)) is None:
@@ -453,6 +494,11 @@ class Tree:
         if region.host is not None and region.host.member.id == peer_id:
             return _HostAsPeer(peer_id, len(region.host.member.eventfds))
         return region.peers.get(peer_id)
+
+
+def device_paths(device: Backend) -> list[str]:
+    """Give the path of a device and those of its queues."""
+    return [paths.device(device.name), *(paths.queue(device.name, index) for index in range(device.queue_count))]
 
 
 def _number(element: str, bound: int) -> int | None:

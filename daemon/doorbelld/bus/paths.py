@@ -44,3 +44,13 @@ def region(name: str) -> str:
 def peer(region_name: str, peer_id: int) -> str:
     """Give the path of a peer."""
     return f"{region(region_name)}/peer/{peer_id}"
+
+
+def device(name: str) -> str:
+    """Give the path of a vhost-user device."""
+    return f"{ROOT}/device/{escape(name)}"
+
+
+def queue(device_name: str, index: int) -> str:
+    """Give the path of a queue."""
+    return f"{device(device_name)}/queue/{index}"

@@ -4,7 +4,8 @@
 
 Theory of operation
 -------------------
-A `Question` is a caller, an action and the region that the call is about, which an administrator's rules may look at.
+A `Question` is a caller, an action and the region or device that the call is about, which an administrator's rules may
+look at.
 `check` asks it without bothering anybody; only where polkit says that a person could authenticate, and the call allows
 that, `challenge` has it ask that person.
 
@@ -61,11 +62,15 @@ log = structlog.get_logger()
 
 
 class Question(NamedTuple):
-    """Whether *sender*, a unique name, may do *action*, an action's full ID, to *region* (empty: to all, or none)."""
+    """Whether *sender*, a unique name, may do *action*, an action's full ID, to *region*, or to *device*.
+
+    Both are empty if it is about all of them, or none.
+    """
 
     sender: str
     action: str
-    region: str
+    region: str = ""
+    device: str = ""
 
 
 class Answer(Enum):
@@ -162,7 +167,7 @@ class Polkit:
         body = [
             ["system-bus-name", {"name": Variant("s", question.sender)}],
             question.action,
-            {"region": question.region} if question.region else {},
+            {key: name for key, name in (("region", question.region), ("device", question.device)) if name},
             _ALLOW_USER_INTERACTION if cancellation else 0,
             cancellation,
         ]

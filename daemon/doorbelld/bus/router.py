@@ -23,7 +23,7 @@ from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from . import interfaces, paths
 from .authority import Action, Authority, InteractiveAuthorizationRequired, Request, size_of
-from .library import Message, MessageFlag, MessageType
+from .library import Message, MessageFlag, MessageType, text
 from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT
 from .objects import Tree
 from .views import Call, View
@@ -37,8 +37,11 @@ _INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
 _STANDARD = (DBUS_PEER, INTROSPECTABLE, PROPERTIES)
 _REGIONS = f"{ROOT}/region/"
+_DEVICES = f"{ROOT}/device/"
 _NAME_REGIONS = frozenset(("ListPeers", "Notify", "NotifyMany", "CreateRegion", "RemoveRegion"))
 """The manager's methods whose first argument is a region's name."""
+_NAME_DEVICES = frozenset(("ListQueues", "CreateDevice", "RemoveDevice"))
+"""Those whose first argument is a device's name."""
 _NAME_MAX = 64
 
 
@@ -111,7 +114,8 @@ class Router:
 
     def _if_allowed(self, msg: Any, action: Action, begin: Callable[[Credentials], Any]) -> Any:
         """Give what *begin* gives if the caller may do *action*; None if that is to be asked, and reply then."""
-        request = Request(msg.sender, action, _region(msg), bool(msg.flags & _INTERACTIVE))
+        region, device = _subject(msg)
+        request = Request(msg.sender, action, region, device, bool(msg.flags & _INTERACTIVE))
         who = self._authority.decided(request)
         if who is not None:
             return begin(who)
@@ -255,7 +259,7 @@ class Router:
             destination=msg.sender,
             error_name=name,
             signature="s",
-            body=[str(error)],
+            body=[text(str(error))],
         )
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
@@ -280,11 +284,16 @@ class Router:
         writer.write(message._marshall(True), fds)
 
 
-def _region(msg: Any) -> str:
-    """Tell the name of the region that a call is about: by its path, or as an argument of the manager's."""
-    if msg.path.startswith(_REGIONS):
-        name = paths.unescape(msg.path[len(_REGIONS) :].partition("/")[0])
-    elif msg.path == ROOT and msg.interface in (MANAGER, None) and msg.member in _NAME_REGIONS:
+def _subject(msg: Any) -> tuple[str, str]:
+    """Tell the names of the region and the device that a call is about, one of which is empty, or both."""
+    return _named(msg, _REGIONS, _NAME_REGIONS), _named(msg, _DEVICES, _NAME_DEVICES)
+
+
+def _named(msg: Any, below: str, methods: frozenset[str]) -> str:
+    """Tell the name of what a call is about: by its path, or as an argument of one of the manager's *methods*."""
+    if msg.path.startswith(below):
+        name = paths.unescape(msg.path[len(below) :].partition("/")[0])
+    elif msg.path == ROOT and msg.interface in (MANAGER, None) and msg.member in methods:
         name = str(msg.body[0])
     else:
         name = ""

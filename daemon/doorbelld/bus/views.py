@@ -8,7 +8,7 @@ class has not, or the other way round, is an ImportError: the two can't drift ap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -86,6 +86,17 @@ class View:
     def get(self, name: str) -> Any:
         """Read one property, as a variant."""
         return Variant(self.interface.properties[name].type, self.getters[name](self))
+
+    def changed(self, names: Collection[str]) -> list[Any]:
+        """Give what PropertiesChanged says of the properties *names*: new values, and which are to be read anew.
+
+        Those that don't tell of their changes are left out.
+        """
+        declared = [(name, item.emits) for name, item in self.interface.properties.items() if name in names]
+        return [
+            {name: self.get(name) for name, emits in declared if emits == "true"},
+            [name for name, emits in declared if emits == "invalidates"],
+        ]
 
     def get_all(self) -> dict[str, Any]:
         """Read all properties; those that never change are made once."""

@@ -70,7 +70,7 @@ def _device_defaults(name: str, config: Config) -> dict[str, Any]:
     if (spec := config.devices.get(name)) is None:
         return {}
     common = {field.name: field.default for field in dataclasses.fields(spec)}
-    plain = {
+    plain: dict[str, Any] = {
         **{key: common[key.replace("-", "_")] for key in keys_of(DeviceSpec)},
         "socket": default_socket(config.daemon.runtime_directory, name),
         "mode": f"{common['mode']:04o}",

@@ -68,6 +68,7 @@ from .spec import DeviceSpec
 _CLOSED = "it closed its connection"
 GRACE = 0.5
 """Seconds that a front-end has to stop a queue that broke."""
+_TURN_SECONDS = 0.001
 _RETRY_MIN = 0.1
 _RETRY_MAX = 10.0
 
@@ -486,13 +487,16 @@ class Backend:
                 raise _Gone(f"its connection broke: {error.strerror}") from error
             if not data:
                 raise _Gone(f"{_CLOSED} in the middle of a message" if decoder.pending else _CLOSED)
+            turn_ends = 0.0  # whoever talks without end does not keep others from their turn
             for message in decoder.feed(data, fds):
+                if self._loop.time() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = self._loop.time() + _TURN_SECONDS
                 answer = await session.handle(message)
                 if answer is not None:
                     await self._answer(sock, answer)
                 self._retry = _RETRY_MIN
                 await self._catch_up(session)
-            await asyncio.sleep(0)  # whoever talks without end does not keep others from their turn
 
     async def _catch_up(self, session: Session) -> None:
         """Do what waits besides messages."""

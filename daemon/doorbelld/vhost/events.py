@@ -86,7 +86,7 @@ class QueueChanged(DeviceEvent):
 
 @dataclass(frozen=True, slots=True)
 class Negotiated(DeviceEvent):
-    """The front-end accepted features, or shared its memory anew."""
+    """The front-end accepted features, shared its memory anew, reset the device, or wrote to its configuration."""
 
 
 @dataclass(frozen=True, slots=True)

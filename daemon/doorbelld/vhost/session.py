@@ -100,7 +100,7 @@ class Watcher(Protocol):
         """A ring was enabled, disabled, started or stopped, or has another size."""
 
     def negotiated(self) -> None:
-        """Features or memory changed."""
+        """Features, memory, or the configuration as far as the front-end changes it, are others now."""
 
 
 @dataclass(slots=True)
@@ -459,12 +459,12 @@ class Session:
             raise Refused(f"the configuration space has {have} bytes")
         async with self._engine.still():
             self._device.set_config(payload.offset, payload.payload, kind)
+        self._watcher.negotiated()
 
     async def _set_status(self, payload: U64, message: Message) -> None:
         status = payload.value & 0xFF
         if status == STATUS_RESET and self.status != STATUS_RESET:
-            async with self._engine.still():
-                self._reset()
+            await self.reset()
         self.status = status
 
     async def _get_status(self, payload: Payload, message: Message) -> Payload:

@@ -13,19 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from doorbelld import errors
-from doorbelld.bus import names, objects, paths
+from doorbelld.bus import device_objects, names, objects, paths
 from doorbelld.bus.interfaces import Interface
 from doorbelld.bus.views import View
+from doorbelld.devices import image
+from doorbelld.vhost import errors as device_errors
 
 from . import roff
 
 XML = Path(__file__).parents[3] / "dbus"
 _EXAMPLE = paths.region("NAME")
+_DEVICE = paths.device("NAME")
 _PLACES = {
     names.MANAGER: names.ROOT,
     names.REGION: _EXAMPLE,
     names.PEER: f"{_EXAMPLE}/peer/ID",
     names.VECTOR: f"{_EXAMPLE}/peer/ID/vector/NUMBER",
+    names.DEVICE: _DEVICE,
+    names.QUEUE: f"{_DEVICE}/queue/NUMBER",
 }
 """Our interfaces, in a reader's order, and where their objects are."""
 
@@ -104,7 +109,7 @@ def _interface(element: ET.Element, said: str) -> list[str]:
 
 def _action(interface: str, method: str) -> str:
     """Ask the view of *interface* what leave *method* needs."""
-    for view in vars(objects).values():
+    for view in (*vars(objects).values(), *vars(device_objects).values()):
         if inspect.isclass(view) and issubclass(view, View) and view is not View and view.interface.name == interface:
             return view.calls[method].action.value
     raise LookupError(f"nothing answers for {interface}")
@@ -161,11 +166,23 @@ def describe_access() -> list[str]:
     return made
 
 
+def known_errors() -> list[type[errors.DoorbellError]]:
+    """Give the errors that a caller may get."""
+    return [
+        error
+        for module in (errors, device_errors, image)
+        for error in vars(module).values()
+        if inspect.isclass(error)
+        and issubclass(error, errors.DoorbellError)
+        and error is not errors.DoorbellError
+        and error.__module__ == module.__name__
+    ]
+
+
 def describe_errors() -> list[str]:
     """Write the errors, from their classes."""
     made = []
-    for error in vars(errors).values():
-        if inspect.isclass(error) and issubclass(error, errors.DoorbellError) and error is not errors.DoorbellError:
-            said = inspect.getdoc(error) or ""
-            made += roff.tagged(roff.bold(f"{names.ERROR_PREFIX}.{error.__name__}"), roff.prose(said))
+    for error in known_errors():
+        said = inspect.getdoc(error) or ""
+        made += roff.tagged(roff.bold(f"{names.ERROR_PREFIX}.{error.__name__}"), roff.prose(said))
     return made

@@ -5,30 +5,68 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from doorbelld.bus import announcer as module
 from doorbelld.bus.announcer import Announcer
-from doorbelld.bus.names import OBJECT_MANAGER, PEER, PROPERTIES, REGION, ROOT
-from doorbelld.host.events import PeerAdded, PeerRefused, PeerRemoved, RegionAdded, RegionRemoved, Rung
+from doorbelld.bus.interfaces import load
+from doorbelld.bus.names import DEVICE, PEER, QUEUE, REGION, ROOT
+from doorbelld.host.events import (
+    ConfigChanged,
+    DeviceAdded,
+    DeviceChanged,
+    DeviceRemoved,
+    FrontendAttached,
+    FrontendDetached,
+    FrontendRefused,
+    Negotiated,
+    PeerAdded,
+    PeerRefused,
+    PeerRemoved,
+    QueueChanged,
+    RegionAdded,
+    RegionChanged,
+    RegionRemoved,
+    RequestRefused,
+    Rung,
+    StateChanged,
+)
+from doorbelld.vhost.events import State
 
 DEMO = f"{ROOT}/region/demo"
 
 
+class FakeView:
+    """Shows, as the new value of whatever changed, how often it was asked."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.interface = load(QUEUE if "/queue/" in path else DEVICE if "/device/" in path else REGION)
+        self.asked = 0
+
+    def changed(self, names: Collection[str]) -> list[Any]:
+        self.asked += 1
+        return [sorted(names), self.asked]
+
+
 class FakeTree:
     def __init__(self) -> None:
-        self.there: set[str] = set()
+        self.there: dict[str, FakeView] = {}
         self.dropped: list[str] = []
 
-    def find(self, path: str) -> object | None:
-        return SimpleNamespace(path=path) if path in self.there else None
+    def add(self, path: str) -> None:
+        self.there[path] = FakeView(path)
+
+    def find(self, path: str) -> FakeView | None:
+        return self.there.get(path)
 
     def drop(self, path: str) -> None:
         self.dropped.append(path)
 
-    def drop_region(self, path: str) -> None:
+    def drop_tree(self, path: str) -> None:
         self.dropped.append(path + "/*")
 
 
@@ -40,7 +78,7 @@ class FakeRouter:
         return {"of": view.path}
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
-        full = {OBJECT_MANAGER: "ObjectManager", PROPERTIES: "Properties", REGION: "Region"}[interface]
+        full = interface.rpartition(".")[2]
         self.signals.append((path, f"{full}.{member}", body))
 
 
@@ -48,18 +86,20 @@ class Stage:
     def __init__(self) -> None:
         self.tree, self.router = FakeTree(), FakeRouter()
         self.region: Any = SimpleNamespace(name="demo", peers={})
+        self.tree.add(DEMO)
+        self.device: Any = SimpleNamespace(name="disk", queue_count=2)
         self.announcer = Announcer(asyncio.get_running_loop(), self.tree, self.router)  # type: ignore[arg-type]
 
     def join(self, number: int) -> Any:
         peer = SimpleNamespace(id=number)
         self.region.peers[number] = peer
-        self.tree.there.add(f"{DEMO}/peer/{number}")
+        self.tree.add(f"{DEMO}/peer/{number}")
         self.announcer.hear(PeerAdded(self.region, peer))
         return peer
 
     def leave(self, number: int, reason: str = "gone") -> None:
         peer = self.region.peers.pop(number)
-        self.tree.there.discard(f"{DEMO}/peer/{number}")
+        self.tree.there.pop(f"{DEMO}/peer/{number}", None)
         self.announcer.hear(PeerRemoved(self.region, peer, reason))
 
     async def settle(self) -> None:
@@ -67,8 +107,8 @@ class Stage:
             while self.announcer._turn is not None:
                 await asyncio.sleep(0)
 
-    def counts(self) -> list[int]:
-        return [body[1]["PeerCount"].value for _, member, body in self.router.signals if "Properties" in member]
+    def changes(self) -> list[Any]:
+        return [body for _, member, body in self.router.signals if "Properties" in member]
 
     def members(self) -> list[str]:
         return [member for _, member, _ in self.router.signals]
@@ -80,7 +120,6 @@ async def stage() -> Stage:
 
 
 async def test_a_life(stage: Stage) -> None:
-    stage.tree.there.add(DEMO)
     stage.announcer.hear(RegionAdded(stage.region))
     await stage.settle()
     stage.join(0)
@@ -90,15 +129,14 @@ async def test_a_life(stage: Stage) -> None:
     stage.announcer.hear(RegionRemoved(stage.region))
     await stage.settle()
     peer = f"{DEMO}/peer/0"
-    said = [(p, m, b if "Properties" not in m else [b[0], b[1]["PeerCount"].value]) for p, m, b in stage.router.signals]
-    assert said == [
+    assert stage.router.signals == [
         (ROOT, "ObjectManager.InterfacesAdded", [DEMO, {"of": DEMO}]),
         (ROOT, "ObjectManager.InterfacesAdded", [peer, {"of": peer}]),
         (DEMO, "Region.PeerAdded", [0, peer]),
-        (DEMO, "Properties.PropertiesChanged", [REGION, 1]),
+        (DEMO, "Properties.PropertiesChanged", [REGION, ["PeerCount"], 1]),
         (DEMO, "Region.PeerRemoved", [0, "it closed its connection"]),
         (ROOT, "ObjectManager.InterfacesRemoved", [peer, [PEER]]),
-        (DEMO, "Properties.PropertiesChanged", [REGION, 0]),
+        (DEMO, "Properties.PropertiesChanged", [REGION, ["PeerCount"], 2]),
         (ROOT, "ObjectManager.InterfacesRemoved", [DEMO, [REGION]]),
     ]
     assert stage.tree.dropped == [peer, DEMO + "/*"]
@@ -118,8 +156,8 @@ async def test_one_change_of_the_count_a_turn(stage: Stage) -> None:
         stage.leave(number)
     await stage.settle()
     assert stage.members().count("Region.PeerAdded") == 50
-    assert stage.counts()[-1] == 30
-    assert len(stage.counts()) < 70
+    assert 0 < len(stage.changes()) < 70
+    assert stage.members()[-1] == "Properties.PropertiesChanged", "with the count as it is then"
 
 
 async def test_a_storm_is_told_in_order_over_many_turns(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +170,7 @@ async def test_a_storm_is_told_in_order_over_many_turns(stage: Stage, monkeypatc
     await stage.settle()
     told = [(member, body[0]) for path, member, body in stage.router.signals if path == DEMO and "Region." in member]
     assert told == [*(("Region.PeerAdded", number) for number in range(10)), ("Region.PeerRemoved", 3)]
-    assert stage.counts()[-1] == 9
+    assert stage.members()[-1] == "Properties.PropertiesChanged"
 
 
 async def test_a_peer_that_went_at_once_is_not_added_but_told_of(stage: Stage) -> None:
@@ -140,7 +178,7 @@ async def test_a_peer_that_went_at_once_is_not_added_but_told_of(stage: Stage) -
     stage.leave(0)
     await stage.settle()
     assert stage.members()[:-1] == ["Region.PeerAdded", "Region.PeerRemoved", "ObjectManager.InterfacesRemoved"]
-    assert stage.counts() == [0]
+    assert stage.changes() == [[REGION, ["PeerCount"], 1]]
 
 
 async def test_a_region_that_is_removed_tells_no_count_after_it(stage: Stage) -> None:
@@ -148,7 +186,7 @@ async def test_a_region_that_is_removed_tells_no_count_after_it(stage: Stage) ->
     stage.leave(0, "the region is removed")
     stage.announcer.hear(RegionRemoved(stage.region))
     await stage.settle()
-    assert stage.counts() == []
+    assert stage.changes() == []
     assert stage.router.signals[-1] == (ROOT, "ObjectManager.InterfacesRemoved", [DEMO, [REGION]])
 
 
@@ -183,3 +221,125 @@ async def test_odd_names(stage: Stage) -> None:
     stage.region.name = "a.b-1"
     stage.announcer.hear(Rung(stage.region, 0, 1))
     assert stage.router.signals[0][0] == f"{ROOT}/region/a_2eb_2d1"
+
+
+async def test_a_region_that_goes_by_another_spec_tells_of_what_can_change(stage: Stage) -> None:
+    stage.announcer.hear(RegionChanged(stage.region))
+    await stage.settle()
+    assert stage.changes() == [[REGION, sorted(load(REGION).properties), 1]]
+
+
+# Devices
+
+DISK = f"{ROOT}/device/disk"
+QUEUES = [f"{DISK}/queue/0", f"{DISK}/queue/1"]
+WHO: Any = SimpleNamespace(pid=42)
+STATE = ["Reason", "State"]
+FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName")]
+NEGOTIATED = [
+    *("AckedFeatureNames", "AckedFeatures", "AckedProtocolFeatureNames", "AckedProtocolFeatures"),
+    *("ConfigSpace", "MemoryRegions"),
+]
+
+
+@pytest.fixture
+async def disk(stage: Stage) -> Any:
+    for path in (DISK, *QUEUES):
+        stage.tree.add(path)
+    return stage.device
+
+
+async def test_a_device_comes_before_its_queues_and_goes_after_them(stage: Stage, disk: Any) -> None:
+    stage.announcer.hear(DeviceAdded(disk))
+    await stage.settle()
+    stage.announcer.hear(DeviceRemoved(disk))
+    assert stage.tree.dropped == [f"{DISK}/*"] * 2
+    await stage.settle()
+    assert stage.router.signals == [
+        *((ROOT, "ObjectManager.InterfacesAdded", [path, {"of": path}]) for path in (DISK, *QUEUES)),
+        *((ROOT, "ObjectManager.InterfacesRemoved", [path, [QUEUE]]) for path in QUEUES),
+        (ROOT, "ObjectManager.InterfacesRemoved", [DISK, [DEVICE]]),
+    ]
+
+
+async def test_many_queues_are_told_of_over_many_turns(
+    stage: Stage, disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN_SECONDS", -1.0)  # one object a turn
+    stage.announcer.hear(DeviceAdded(disk))
+    await asyncio.sleep(0)
+    assert len(stage.router.signals) == 1
+    await stage.settle()
+    assert len(stage.router.signals) == 3
+
+
+async def test_a_front_ends_life(stage: Stage, disk: Any) -> None:
+    hear = stage.announcer.hear
+    hear(FrontendAttached(disk, WHO))
+    hear(StateChanged(disk, State.LISTENING, State.CONNECTED, ""))
+    await stage.settle()
+    for _ in range(30):
+        hear(Negotiated(disk))
+        hear(QueueChanged(disk, 0))
+    hear(StateChanged(disk, State.CONNECTED, State.RUNNING, ""))
+    await stage.settle()
+    hear(StateChanged(disk, State.RUNNING, State.BROKEN, "a loop\0"))
+    hear(FrontendDetached(disk, WHO, "a loop\0", True))
+    hear(StateChanged(disk, State.BROKEN, State.LISTENING, "a loop\0"))
+    await stage.settle()
+    changed = "Properties.PropertiesChanged"
+    assert stage.router.signals == [
+        (DISK, "Device.FrontendAttached", [42]),
+        (DISK, changed, [DEVICE, sorted([*STATE, *FRONTEND]), 1]),
+        (DISK, changed, [DEVICE, sorted([*STATE, *NEGOTIATED]), 2]),
+        (DISK, "Device.FrontendDetached", ["a loop\ufffd", True]),
+        (DISK, changed, [DEVICE, sorted([*STATE, *FRONTEND, *NEGOTIATED]), 3]),
+    ]
+
+
+async def test_what_changes_in_a_device_itself(stage: Stage, disk: Any) -> None:
+    stage.announcer.hear(ConfigChanged(disk))
+    await stage.settle()
+    stage.announcer.hear(DeviceChanged(disk))
+    await stage.settle()
+    assert stage.changes() == [[DEVICE, ["ConfigSpace"], 1], [DEVICE, sorted(load(DEVICE).properties), 2]]
+
+
+async def test_what_does_not_show_is_no_signal(stage: Stage, disk: Any) -> None:
+    for _ in range(1000):
+        stage.announcer.hear(QueueChanged(disk, 1))
+    stage.announcer.hear(FrontendRefused(disk, "no"))
+    stage.announcer.hear(RequestRefused(disk, "GET_CONFIG", "no"))
+    assert not stage.announcer._waiting
+    await stage.settle()
+    assert stage.router.signals == []
+
+
+async def test_a_device_that_is_removed_tells_no_changes_after_it(stage: Stage, disk: Any) -> None:
+    stage.announcer.hear(StateChanged(disk, State.LISTENING, State.STOPPED, "the device is removed"))
+    stage.announcer.hear(DeviceRemoved(disk))
+    await stage.settle()
+    assert stage.changes() == []
+
+
+async def test_one_that_is_gone_without_a_word_tells_nothing(stage: Stage, disk: Any) -> None:
+    stage.announcer.hear(StateChanged(disk, State.LISTENING, State.STOPPED, "to be executed anew"))
+    del stage.tree.there[DISK]
+    await stage.settle()
+    assert stage.router.signals == []
+
+
+async def test_under_pressure_changes_wait_and_are_told_once(stage: Stage, disk: Any) -> None:
+    """A front-end that negotiates anew all the time does not fill our memory while the bus stands still."""
+    stage.announcer.press(True)
+    for _ in range(500):
+        stage.announcer.hear(Negotiated(disk))
+        await stage.settle()
+    assert stage.router.signals == []
+    assert not stage.announcer._waiting
+    stage.announcer.press(False)
+    await stage.settle()
+    assert stage.changes() == [[DEVICE, NEGOTIATED, 1]]
+    stage.announcer.press(False)
+    await stage.settle()
+    assert len(stage.router.signals) == 1

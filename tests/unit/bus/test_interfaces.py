@@ -10,10 +10,21 @@ from pathlib import Path
 
 import pytest
 from doorbelld.bus import interfaces
-from doorbelld.bus.names import DBUS_PEER, INTROSPECTABLE, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, REGION, VECTOR
+from doorbelld.bus.names import (
+    DBUS_PEER,
+    DEVICE,
+    INTROSPECTABLE,
+    MANAGER,
+    OBJECT_MANAGER,
+    PEER,
+    PROPERTIES,
+    QUEUE,
+    REGION,
+    VECTOR,
+)
 
 FILES = sorted((Path(__file__).parents[3] / "dbus").glob("*.xml"))
-OURS = (MANAGER, REGION, PEER, VECTOR)
+OURS = (MANAGER, REGION, PEER, VECTOR, DEVICE, QUEUE)
 
 
 def test_there_is_a_file_for_each_interface() -> None:
@@ -36,7 +47,7 @@ def test_conventions(file: Path) -> None:
         assert item.get("access") == "read"
         emits = [note.get("value") for note in item.iter("annotation")]
         assert len(emits) == 1, f"{item.get('name')} says how its changes are told"
-        assert emits[0] in ("const", "true", "false")
+        assert emits[0] in ("const", "true", "invalidates", "false")
 
 
 def test_load() -> None:
@@ -47,6 +58,13 @@ def test_load() -> None:
     assert region.properties["Size"] == interfaces.Property("t", "const")
     assert region.signals == {"PeerAdded": "qo", "PeerRemoved": "qs", "Rung": "qt"}
     assert interfaces.load(REGION) is region
+    assert interfaces.load(DEVICE).properties["MemoryRegions"] == interfaces.Property("a(tttts)", "invalidates")
+
+
+def test_nothing_that_a_guest_can_count_up_tells_of_it() -> None:
+    queue, device = interfaces.load(QUEUE).properties, interfaces.load(DEVICE).properties
+    assert {item.emits for name, item in queue.items() if name != "Index"} == {"false"}
+    assert {device[name].emits for name in ("Requests", "Bytes", "Errors", "Status")} == {"false"}
 
 
 def test_an_interface_that_is_not_there() -> None:

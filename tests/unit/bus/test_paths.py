@@ -24,6 +24,8 @@ def test_round_trip(name: str) -> None:
 def test_every_path_is_valid(name: str, peer_id: int) -> None:
     assert VALID.fullmatch(paths.region(name))
     assert VALID.fullmatch(paths.peer(name, peer_id))
+    assert VALID.fullmatch(paths.device(name))
+    assert VALID.fullmatch(paths.queue(name, peer_id))
     assert not paths.escape(name)[0].isdigit()
 
 
@@ -53,3 +55,5 @@ def test_examples(name: str, element: str) -> None:
     assert paths.escape(name) == element
     assert paths.region(name) == f"{ROOT}/region/{element}"
     assert paths.peer(name, 7) == f"{ROOT}/region/{element}/peer/7"
+    assert paths.device(name) == f"{ROOT}/device/{element}"
+    assert paths.queue(name, 7) == f"{ROOT}/device/{element}/queue/7"

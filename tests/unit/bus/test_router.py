@@ -17,16 +17,22 @@ from typing import Any
 import pytest
 import structlog
 from doorbelld.bus import router
+from doorbelld.bus.announcer import Announcer
 from doorbelld.bus.authority import Action, Authority
+from doorbelld.bus.device_objects import DeviceView
 from doorbelld.bus.interfaces import load
 from doorbelld.bus.library import Message, MessageFlag, MessageType, Variant, parse
-from doorbelld.bus.names import MANAGER, PEER, REGION, ROOT, VECTOR
+from doorbelld.bus.names import DEVICE, MANAGER, PEER, QUEUE, REGION, ROOT, VECTOR
 from doorbelld.bus.objects import Tree
 from doorbelld.bus.polkit import Answer, Polkit, Question
 from doorbelld.bus.router import Router
+from doorbelld.devices import find
+from doorbelld.devices.image import ImageUnavailable
 from doorbelld.fds.owned import Fd
 from doorbelld.host.host import Host
 from doorbelld.ivshmem.spec import RegionSpec
+from doorbelld.vhost.device import Device
+from doorbelld.vhost.spec import DeviceSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fdcount import no_leaks
@@ -35,6 +41,8 @@ ME, STRANGER = ":1.7", ":1.8"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 DEMO = f"{ROOT}/region/demo"
 HOST_PEER = f"{DEMO}/peer/65535"
+LOOP = f"{ROOT}/device/loop"
+QUEUES = [f"{LOOP}/queue/{index}" for index in range(2)]
 
 
 def plain(value: Any) -> Any:
@@ -140,8 +148,11 @@ class Bench:
             while await self.rings() != list(totals):
                 pass
 
-    def close(self) -> None:
-        self.host.close()
+    async def make_device(self, name: str = "loop") -> None:
+        await self.host.create_device(DeviceSpec.parse(name, {"type": "loopback", "queues": 2}, name, find))
+
+    async def close(self) -> None:
+        await self.host.close()
         self.executor.shutdown()
 
 
@@ -150,8 +161,9 @@ async def bench(short_path: Path) -> AsyncIterator[Bench]:
     with no_leaks():
         made = Bench(str(short_path))
         await made.host.create_region(RegionSpec("demo"))
+        await made.make_device()
         yield made
-        made.close()
+        await made.close()
 
 
 async def test_a_method_with_a_result_without_one_and_an_awaited_one(bench: Bench) -> None:
@@ -165,6 +177,7 @@ async def test_a_method_with_a_result_without_one_and_an_awaited_one(bench: Benc
 
 async def test_the_interface_may_be_left_out(bench: Bench) -> None:
     assert plain((await bench.call(ROOT, None, "ListRegions")).body) == [[["demo", DEMO]]]
+    assert plain((await bench.call(ROOT, None, "ListDevices")).body) == [[["loop", "loopback", LOOP]]]
     assert (await bench.call(DEMO, None, "GetAll", "s", "")).signature == "a{sv}"
     assert (await bench.call(f"{HOST_PEER}/vector/0", None, "Notify")).signature == ""
 
@@ -222,8 +235,24 @@ WRONG: list[tuple[tuple[Any, ...], str, str]] = [
     ((DEMO, REGION, "Disconnect", "q", 65535), OURS + "NoSuchPeer", "no connected peer 65535"),
     ((ROOT, MANAGER, "ListPeers", "s", "x"), OURS + "NoSuchRegion", 'no region "x"; there is: demo'),
     ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "demo", {}), OURS + "RegionExists", "is there already"),
-    ((ROOT, MANAGER, "ListQueues", "s", "d"), OURS + "NoSuchDevice", 'no device "d"'),
-    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "d", "blk", {}), OURS + "NoSuchDeviceType", '"blk"'),
+    ((ROOT, MANAGER, "ListQueues", "s", "d"), OURS + "NoSuchDevice", 'no device "d"; there is: loop'),
+    ((ROOT, MANAGER, "RemoveDevice", "s", "d"), OURS + "NoSuchDevice", 'no device "d"'),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "d", "x", {}), OURS + "NoSuchDeviceType", "write one of blk, "),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "d", "", {}), OURS + "NoSuchDeviceType", 'device "d": '),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "loop", "rng", {}), OURS + "DeviceExists", "is there already"),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "demo", "rng", {}), OURS + "SocketInUse", "demo/socket"),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "a b", "rng", {}), OURS + "InvalidOptions", "can't be a device's name"),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "d", "blk", {}), OURS + "InvalidOptions", "device.d.path: missing"),
+    ((LOOP, DEVICE, "Disconnect"), OURS + "NotConnected", 'device "loop" has no front-end'),
+    ((LOOP, DEVICE, "Reset"), OURS + "NotConnected", "nothing to reset"),
+    ((LOOP, DEVICE, "Refresh", "b", True), FREEDESKTOP + "InvalidArgs", 'not "b"'),
+    ((QUEUES[0], QUEUE, "Notify"), OURS + "NotRunning", 'queue 0 of device "loop" does not run'),
+    ((QUEUES[1], QUEUE, "Kick"), OURS + "NotRunning", "is not started and enabled by a driver"),
+    ((f"{LOOP}/queue/2", QUEUE, "Kick"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{LOOP}/queue/00", QUEUE, "Kick"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{LOOP}/queue", QUEUE, "Kick"), FREEDESKTOP + "UnknownInterface", "no interface"),
+    ((f"{ROOT}/device/none", DEVICE, "Reset"), FREEDESKTOP + "UnknownObject", "no object"),
+    ((f"{ROOT}/device/_6c_6f_6f_70", DEVICE, "Reset"), FREEDESKTOP + "UnknownObject", "no object"),
     ((DEMO, REGION, "ReadMemory", "tu", 4 << 20, 1), OURS + "InvalidOptions", "are not within"),
     ((DEMO, REGION, "ReadMemory", "tu", 0, (1 << 20) + 1), OURS + "InvalidOptions", "more than 1048576"),
     ((DEMO, REGION, "ReadMemory", "tu", (1 << 64) - 1, 1), OURS + "InvalidOptions", "are not within"),
@@ -252,6 +281,63 @@ async def test_all_problems_of_options_are_in_one_error(bench: Bench) -> None:
     assert list(bench.host.regions) == ["demo"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "wrong"),
+    [
+        ("rng", {"type": Variant("s", "rng")}, ["type: is no option here"]),
+        (
+            "rng",
+            {"rate": Variant("s", "fast"), "mode": Variant("u", 7), "queues": Variant("u", 2), "type": Variant("u", 1)},
+            ["type: is no option here", "rate: ", "mode: ", "queues: 2 is more than"],
+        ),
+        ("loopback", {"rate": Variant("s", "1M"), "socket": Variant("s", "here")}, ["rate: unknown key", "socket: "]),
+    ],
+)
+async def test_all_problems_of_a_device_are_in_one_error(
+    bench: Bench, kind: str, options: dict[str, Any], wrong: list[str]
+) -> None:
+    name, said = await bench.error(ROOT, MANAGER, "CreateDevice", "ssa{sv}", "new", kind, options)
+    assert name == OURS + "InvalidOptions"
+    lines = said.splitlines()
+    assert len(lines) == len(wrong)
+    assert all(line.startswith(f"device.new.{start}") for line, start in zip(lines, wrong, strict=True))
+    assert list(bench.host.devices) == ["loop"]
+
+
+async def test_a_device_comes_and_goes(bench: Bench) -> None:
+    options = {"rate": Variant("s", "1K"), "poll-us": Variant("u", 5), "mode": Variant("s", "0600")}
+    reply = await bench.call(ROOT, MANAGER, "CreateDevice", "ssa{sv}", "a.b", "rng", options)
+    assert (reply.signature, reply.body) == ("o", [f"{ROOT}/device/a_2eb"])
+    device = bench.host.device("a.b")
+    assert (device.spec.own.rate, device.spec.poll_us, device.spec.mode, device.configured) == (1024, 5, 0o600, False)
+    listed = plain((await bench.call(ROOT, MANAGER, "ListQueues", "s", "a.b")).body)
+    assert listed == [[[0, f"{ROOT}/device/a_2eb/queue/0"]]]
+    reply = await bench.call(ROOT, MANAGER, "RemoveDevice", "s", "a.b")
+    assert (reply.message_type, reply.signature) == (MessageType.METHOD_RETURN, "")
+    assert list(bench.host.devices) == ["loop"]
+
+
+async def test_a_device_that_took_anothers_place_is_seen(bench: Bench) -> None:
+    """Even if the other went without a word, as when executing anew fails."""
+    for path in (LOOP, QUEUES[0]):
+        assert (await bench.call(path, PROPERTIES, "GetAll", "s", "")).body
+    old = bench.host.device("loop")
+    await bench.host.close_devices("to be executed anew")
+    bench.host.listen(Announcer(bench.loop, bench.router._tree, bench.router).hear)
+    await bench.make_device()
+    view = bench.router._tree.find(LOOP)
+    assert isinstance(view, DeviceView)
+    assert view._device is bench.host.device("loop") is not old
+
+
+async def test_an_error_with_what_no_string_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refresh(self: Device) -> None:
+        raise ImageUnavailable("a\0b\udc80")
+
+    monkeypatch.setattr(Device, "refresh", refresh)
+    assert await bench.error(LOOP, DEVICE, "Refresh") == (OURS + "ImageUnavailable", "a\ufffdb?")
+
+
 async def test_a_stranger_may_look_but_not_touch(bench: Bench) -> None:
     assert (await bench.call(ROOT, MANAGER, "ListRegions", sender=STRANGER)).body
     assert (await bench.call(DEMO, PROPERTIES, "GetAll", "s", REGION, sender=STRANGER)).body
@@ -261,11 +347,16 @@ async def test_a_stranger_may_look_but_not_touch(bench: Bench) -> None:
         (DEMO, REGION, "ReadMemory", "tu", 0, 1),
         (DEMO, REGION, "Attach", "a{sv}", {}),
         (ROOT, MANAGER, "RemoveRegion", "s", "demo"),
+        (ROOT, MANAGER, "CreateDevice", "ssa{sv}", "new", "rng", {}),
+        (ROOT, MANAGER, "RemoveDevice", "s", "loop"),
+        *((LOOP, DEVICE, member) for member in ("Disconnect", "Reset", "Refresh")),
+        *((QUEUES[1], QUEUE, member) for member in ("Notify", "Kick")),
     ):
         name, said = await bench.error(*call, sender=STRANGER)
         assert name == OURS + "AccessDenied"
         assert "call as root or as the daemon's user" in said
     assert bench.host.region("demo").host.totals == [0, 0, 0, 0]  # type: ignore[union-attr]
+    assert list(bench.host.devices) == ["loop"]
 
 
 async def test_no_reply_is_sent_to_who_expects_none(bench: Bench) -> None:
@@ -380,7 +471,7 @@ async def test_an_object_that_was_replaced_while_the_bus_was_asked(bench: Bench)
     bench.may_answer.clear()
     bench.router.handle(bench.message(DEMO, REGION, "OpenMemory"))
     bench.host.remove_region("demo")
-    bench.router._tree.drop_region(DEMO)  # as the announcer does
+    bench.router._tree.drop_tree(DEMO)  # as the announcer does
     region = await bench.host.create_region(RegionSpec("demo"))
     bench.may_answer.set()
     await bench.settle()
@@ -390,7 +481,7 @@ async def test_an_object_that_was_replaced_while_the_bus_was_asked(bench: Bench)
     bench.authority.forget()
     bench.router.handle(bench.message(DEMO, REGION, "OpenMemory"))
     bench.host.remove_region("demo")
-    bench.router._tree.drop_region(DEMO)
+    bench.router._tree.drop_tree(DEMO)
     await bench.settle()
     assert bench.writer.sent[-1].error_name == FREEDESKTOP + "UnknownObject"
 
@@ -417,7 +508,14 @@ async def test_every_node_introspects_and_the_walk_reaches_every_object(bench: B
     await walk("/")
     assert seen[ROOT] == [MANAGER]
     assert seen[DEMO] == [REGION]
-    assert set(seen) == {"/", "/org", "/org/doorbelld", ROOT, f"{ROOT}/region", DEMO}
+    assert seen[LOOP] == [DEVICE]
+    assert [seen[path] for path in QUEUES] == [[QUEUE], [QUEUE]]
+    above = {"/", "/org", "/org/doorbelld", ROOT, f"{ROOT}/region", f"{ROOT}/device", f"{LOOP}/queue"}
+    assert set(seen) == {*above, DEMO, LOOP, *QUEUES}
+    await bench.host.close_devices("to see what is listed without")
+    bench.router._tree.drop_tree(LOOP)
+    (text,) = (await bench.call(ROOT, "org.freedesktop.DBus.Introspectable", "Introspect")).body
+    assert [child.get("name") for child in ET.fromstring(text).findall("node")] == ["region"]
 
 
 async def test_the_host_peer_answers_though_it_is_not_listed(bench: Bench) -> None:
@@ -426,7 +524,7 @@ async def test_the_host_peer_answers_though_it_is_not_listed(bench: Bench) -> No
     await bench.call(f"{HOST_PEER}/vector/2", VECTOR, "Notify")
     assert (await bench.call(f"{HOST_PEER}/vector/2", PROPERTIES, "Get", "ss", VECTOR, "Index")).body[0].value == 2
     (objects,) = (await bench.call(ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")).body
-    assert list(objects) == [DEMO]
+    assert list(objects) == [DEMO, LOOP, *QUEUES]
 
 
 # With polkit, about strangers
@@ -465,8 +563,6 @@ ASKED = [
     ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", {}), Action.MANAGE, "new"),
     ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "x" * 65, {}), Action.MANAGE, ""),
     ((ROOT, MANAGER, "RemoveRegion", "s", "demo"), Action.MANAGE, "demo"),
-    ((ROOT, MANAGER, "RemoveDevice", "s", "demo"), Action.MANAGE, ""),  # a device of that name is no region
-    ((ROOT, MANAGER, "ListQueues", "s", "demo"), Action.INSPECT, ""),
     ((DEMO, REGION, "Notify", "qq", 65535, 0), Action.NOTIFY, "demo"),
     ((DEMO, REGION, "OpenMemory"), Action.OPEN_MEMORY, "demo"),
     ((HOST_PEER, PEER, "NotifyAll"), Action.NOTIFY, "demo"),
@@ -478,6 +574,32 @@ ASKED = [
     ((ROOT, OBJECT_MANAGER, "GetManagedObjects"), Action.INSPECT, ""),
     ((ROOT, "org.freedesktop.DBus.Peer", "Ping"), None, ""),
 ]
+ASKED_OF_DEVICES = [
+    ((ROOT, MANAGER, "ListDevices"), Action.INSPECT, ""),
+    ((ROOT, MANAGER, "ListQueues", "s", "loop"), Action.INSPECT, "loop"),
+    ((ROOT, MANAGER, "CreateDevice", "ssa{sv}", "new", "none", {}), Action.MANAGE, "new"),
+    ((ROOT, None, "RemoveDevice", "s", "demo"), Action.MANAGE, "demo"),  # a device of that name is no region
+    ((LOOP, DEVICE, "Disconnect"), Action.MANAGE, "loop"),
+    ((LOOP, DEVICE, "Refresh"), Action.MANAGE, "loop"),
+    ((QUEUES[0], QUEUE, "Notify"), Action.NOTIFY, "loop"),
+    ((QUEUES[1], QUEUE, "Kick"), Action.NOTIFY, "loop"),
+    ((QUEUES[1], PROPERTIES, "GetAll", "s", QUEUE), Action.INSPECT, "loop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "action", "device"), ASKED_OF_DEVICES, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(ASKED_OF_DEVICES)]
+)
+async def test_what_polkit_is_asked_of_devices(
+    bench: Bench, call: tuple[Any, ...], action: Action, device: str
+) -> None:
+    """A rule about a region says nothing about the device of that name, nor the other way round."""
+    bench.authority.forget(polkit := FakePolkit(Answer.NO))
+    assert (await bench.error(*call, sender=STRANGER))[0] == OURS + "AccessDenied"
+    assert polkit.asked == [(Question(STRANGER, action.id, "", device), False)]
+    bench.authority.forget(polkit := FakePolkit())
+    assert (await bench.call(*call, sender=STRANGER)).error_name != OURS + "AccessDenied"
+    assert len(polkit.asked) == 1
 
 
 @pytest.mark.parametrize(("call", "action", "region"), ASKED, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(ASKED)])
@@ -509,19 +631,21 @@ async def test_what_polkit_grants_happens(bench: Bench) -> None:
             fd.close()
         if call[2] == "RemoveRegion":
             assert list(bench.host.regions) == ["new"]
-            bench.router._tree.drop_region(DEMO)  # as the announcer does
+            bench.router._tree.drop_tree(DEMO)  # as the announcer does
             await bench.host.create_region(RegionSpec("demo"))
         assert action is None or polkit.asked[-1][0].action == action.id
     await bench.rung(3, 1, 1, 1)
 
 
-def test_the_methods_that_name_a_region_are_those_of_the_interface() -> None:
+@pytest.mark.parametrize(("kind", "known"), [("region", router._NAME_REGIONS), ("device", router._NAME_DEVICES)])
+def test_the_methods_that_name_one_are_those_of_the_interface(kind: str, known: frozenset[str]) -> None:
     methods = load(MANAGER).element.iter("method")
     first = {
         str(method.get("name")): next((str(arg.get("name")) for arg in method.iter("arg")), "") for method in methods
     }
-    named = {name for name, arg in first.items() if arg == "region" or (arg == "name" and name.endswith("Region"))}
-    assert named == router._NAME_REGIONS
+    assert known == {
+        name for name, arg in first.items() if arg == kind or (arg == "name" and name.endswith(kind.title()))
+    }
 
 
 async def test_a_person_is_asked_only_where_the_call_allows_it(bench: Bench) -> None:
@@ -572,7 +696,10 @@ async def test_whoever_polkit_is_asked_about_holds_up_nobody_else(bench: Bench) 
 # Whatever happens: exactly one reply
 
 PATHS = st.sampled_from(
-    ["/", "/org", ROOT, f"{ROOT}/region", DEMO, f"{DEMO}/peer", HOST_PEER, f"{HOST_PEER}/vector/1", f"{ROOT}/device/x"]
+    [
+        *("/", "/org", ROOT, f"{ROOT}/region", DEMO, f"{DEMO}/peer", HOST_PEER, f"{HOST_PEER}/vector/1"),
+        *(f"{ROOT}/device", LOOP, f"{LOOP}/queue", *QUEUES, f"{ROOT}/device/x"),
+    ]
 ) | st.from_regex(r"(/[A-Za-z0-9_]{1,5}){1,9}", fullmatch=True)
 INTERFACES = st.sampled_from(
     [
@@ -581,6 +708,8 @@ INTERFACES = st.sampled_from(
         REGION,
         PEER,
         VECTOR,
+        DEVICE,
+        QUEUE,
         PROPERTIES,
         "org.freedesktop.DBus.Introspectable",
         "org.freedesktop.DBus.ObjectManager",
@@ -591,13 +720,14 @@ INTERFACES = st.sampled_from(
 METHODS = """
     ListRegions ListPeers ListDevices ListQueues Notify NotifyMany CreateRegion CreateDevice RemoveRegion RemoveDevice
     Describe Reload NotifyPeer Broadcast Attach OpenMemory OpenDoorbell ReadMemory WriteMemory Disconnect NotifyAll
+    Reset Refresh Kick
     Get GetAll Set Introspect GetManagedObjects Ping GetMachineId Nothing
 """
 MEMBERS = st.sampled_from(METHODS.split())
 NUMBERS = st.sampled_from([0, 1, 3, 4, 65535])
-WORDS = st.sampled_from(["demo", "other", "", REGION, PEER, "Size", "PeerCount", "x/y"])
+WORDS = st.sampled_from(["demo", "other", "loop", "", REGION, PEER, DEVICE, "Size", "PeerCount", "x/y"])
 OPTIONS = st.dictionaries(
-    st.sampled_from(["size", "vectors", "backing", "colour"]),
+    st.sampled_from(["size", "vectors", "backing", "queues", "type", "colour"]),
     st.sampled_from([Variant("s", "4K"), Variant("u", 1), Variant("s", "memfd"), Variant("ay", b"\xff")]),
     max_size=2,
 )
@@ -610,6 +740,7 @@ BODIES = st.one_of(
     st.tuples(st.just("sqq"), st.tuples(WORDS, NUMBERS, NUMBERS).map(list)),
     st.tuples(st.just("a(qq)"), st.tuples(st.lists(st.tuples(NUMBERS, NUMBERS).map(list), max_size=3)).map(list)),
     st.tuples(st.just("sa{sv}"), st.tuples(WORDS, OPTIONS).map(list)),
+    st.tuples(st.just("ssa{sv}"), st.tuples(WORDS, st.sampled_from(["loopback", "none"]), OPTIONS).map(list)),
     st.tuples(st.just("a{sv}"), st.tuples(OPTIONS).map(list)),
     st.tuples(st.just("tu"), st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)).map(list)),
     st.tuples(st.just("tay"), st.tuples(NUMBERS, st.binary(max_size=20)).map(list)),
@@ -630,6 +761,8 @@ def test_exactly_one_reply_whatever_is_called() -> None:
             bench.authority.forget(FakePolkit(answer) if answer else None)
             if "demo" not in bench.host.regions:
                 await bench.host.create_region(RegionSpec("demo", size=4096))
+            if "loop" not in bench.host.devices:
+                await bench.make_device()
             before = len(bench.writer.sent)
             expected = []
             for path, interface, member, (signature, body), sender, quiet in calls:
@@ -650,6 +783,8 @@ def test_exactly_one_reply_whatever_is_called() -> None:
                     fd.close()
             for name in list(bench.host.regions.keys() - {"demo"}):
                 bench.host.remove_region(name)
+            for name in list(bench.host.devices.keys() - {"loop"}):
+                await bench.host.remove_device(name)
             for peer in list(bench.host.regions["demo"].peers) if "demo" in bench.host.regions else []:
                 bench.host.regions["demo"].disconnect(peer, "the example is over")
             await asyncio.sleep(0)
@@ -662,5 +797,4 @@ def test_exactly_one_reply_whatever_is_called() -> None:
         try:
             prove()
         finally:
-            runner.get_loop().call_soon(bench.close)
-            runner.run(asyncio.sleep(0))
+            runner.run(bench.close())

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from doorbelld.bus import objects
+from doorbelld.bus import device_objects, objects
 from doorbelld.bus.authority import Action
 from doorbelld.bus.names import VECTOR
 from doorbelld.bus.views import View, method, prop
@@ -52,6 +52,14 @@ def test_constants_are_read_once_and_counters_each_time() -> None:
         assert {name: value.value for name, value in found.items()} == {"Index": 3, "PendingCount": number}
     assert view.looks == {"Index": 1, "PendingCount": 3}
     assert {name: value.value for name, value in Counting().get_all().items()} == {"Index": 3, "PendingCount": 1}
+
+
+def test_what_changed_is_told_as_each_property_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(View, "get", lambda _, name: name.upper())
+    view = device_objects.DeviceView.__new__(device_objects.DeviceView)
+    told = view.changed({"MemoryRegions", "Reason", "State", "Requests", "Name", "Status"})
+    assert told == [{"State": "STATE", "Reason": "REASON"}, ["MemoryRegions"]]
+    assert view.changed(()) == [{}, []]
 
 
 def test_a_method_that_code_lacks() -> None:
@@ -128,6 +136,8 @@ def test_a_method_that_the_xml_lacks() -> None:
         ),
         (objects.PeerView, {Action.NOTIFY: {"Notify", "NotifyAll"}, Action.MANAGE: {"Disconnect"}}),
         (objects.VectorView, {Action.NOTIFY: {"Notify"}}),
+        (device_objects.DeviceView, {Action.MANAGE: {"Disconnect", "Reset", "Refresh"}}),
+        (device_objects.QueueView, {Action.NOTIFY: {"Notify", "Kick"}}),
     ],
 )
 def test_who_may_call_what(view: type[View], actions: dict[Action, set[str]]) -> None:

@@ -107,6 +107,32 @@ def test_the_socket_has_its_owner_and_mode(site: DeviceSite) -> None:
         site.open(socket="/proc/no/socket")
 
 
+def test_a_connection_that_is_given(site: DeviceSite) -> None:
+    ours, theirs = socket.socketpair()
+    spec = DeviceSpec.parse("given", {"type": "echo"}, "device.given", lambda _: Echo)
+    backend = site.call(lambda: Backend.open(spec, site.loop, site.emit, site.spare, connection=theirs))
+    site.backends.append(backend)
+    with Frontend(ours) as f:
+        (queue,) = f.start()
+        assert f.request(queue, b"a", 1) == b"a"
+    site.wait_state(backend, State.STOPPED)
+    assert site.states() == [State.CONNECTED, State.RUNNING, State.STOPPED]
+    site.run(backend.close())
+    assert len(site.of(StateChanged)) == 3
+
+
+def test_a_connection_that_is_given_goes_with_what_can_not_be_made(site: DeviceSite) -> None:
+    class Broken(Echo):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise LimitExceeded("no room")
+
+    ours, theirs = socket.socketpair()
+    spec = DeviceSpec.parse("given", {"type": "echo"}, "device.given", lambda _: Broken)
+    with ours, pytest.raises(LimitExceeded):
+        site.call(lambda: Backend.open(spec, site.loop, site.emit, site.spare, connection=theirs))
+    assert theirs.fileno() == -1
+
+
 def test_a_socket_that_is_given(site: DeviceSite) -> None:
     path = f"{site.folder}/given"
     with socket.socket(socket.AF_UNIX) as listening:

@@ -18,7 +18,7 @@ import pytest
 from doorbelld.errors import InvalidOptions
 from doorbelld.ring.queue import RING_FEATURES
 from doorbelld.vhost.backend import _hung_up
-from doorbelld.vhost.events import FrontendRefused, RequestRefused, State
+from doorbelld.vhost.events import FrontendRefused, Negotiated, RequestRefused, State
 from doorbelld.vhost.frontend import GUEST_BASE, USER_BASE, BackendFailed
 from doorbelld.wire.vhost_messages import (
     U64,
@@ -613,6 +613,7 @@ def test_rule_35_set_config_has_flags(site: DeviceSite) -> None:
     f = site.connect()
     assert f.try_to_tell(R.SET_CONFIG, Config(4, b"word", VhostSetConfigType.MIGRATION)) == 0
     assert backend.config[4:8] == b"word"
+    assert site.of(Negotiated), "whoever watches the device is told"
     assert f.try_to_tell(R.SET_CONFIG, Config(4, b"word", 7)) != 0
     assert f.try_to_tell(R.SET_CONFIG, Config(14, b"word")) != 0
     site.open(Echo)
@@ -672,8 +673,10 @@ def test_rule_37_status_0_resets(site: DeviceSite) -> None:
     backend, f = site.started()
     f.request(f.queues[0], b"a", 1)
     f.tell(R.SET_STATUS, U64(1))
+    before = len(site.of(Negotiated))
     f.tell(R.SET_STATUS, U64(0))
     assert not backend.queue(0).started
+    assert (backend.accepted_features, len(site.of(Negotiated))) == (0, before + 1)
     device = backend.device
     assert isinstance(device, Echo) and device.hooks[-1] == ("reset", None)
 
