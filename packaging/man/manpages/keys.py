@@ -26,7 +26,7 @@ TABLES: dict[str, type] = {
     "peer": PeerRule,
     "match": Match,
     "device": DeviceSpec,
-    "front-end": FrontendRule,
+    "rule": FrontendRule,
     "blk": devices.find("blk").Options,
     "rng": devices.find("rng").Options,
 }
