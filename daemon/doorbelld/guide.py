@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .bus import paths
 from .bus.names import BUS_NAME, REGION
+from .ctl import paste_devices
 from .ctl.paste import qemu_arguments
 from .host.host import Host
 from .ivshmem.spec import in_units
@@ -31,6 +32,19 @@ def text(host: Host, address: str) -> str:
             "  ring its doorbell 0: either of",
             f"    {ctl} notify {spec.name} {spec.first_id} 0",
             f"    busctl --address={shlex.quote(address)} call {ring}",
+        ]
+    described = host.describe()["devices"]
+    for name, device in host.devices.items():
+        needed = paste_devices.qemu(name, {**described[name], "config-space": device.config.hex()})
+        memory = paste_devices.memory_arguments(paste_devices.MEMORY)
+        lines += [
+            "",
+            f"Device {name}: {device.spec.type}, a vhost-user device",
+            "  give it to a guest: add this to a QEMU command line, the memory once, and -m with its size",
+            f"    {shlex.join(memory)}",
+            f"    {shlex.join(needed.arguments)}",
+            "  see what the guest does with it",
+            f"    {ctl} queues {name}",
         ]
     lines += [
         "",
