@@ -169,7 +169,7 @@ def join(daemon: Daemon, region: str) -> RawClient:
 def test_an_empty_daemon_says_what_to_do_next(short_path: Path) -> None:
     with Daemon(short_path, "") as empty:
         said = Ctl(empty.bus)()
-        assert "no region yet" in said
+        assert "no region yet, and no device" in said
         assert "doorbellctl create demo" in said
         assert Ctl(empty.bus).json("--json")["regions"] == {}
 
@@ -274,6 +274,7 @@ def test_a_peer_may_be_named_after_its_vm(ctl: Ctl, daemon: Daemon, region: str)
     ("words", "error"),
     [
         (["notify", "nowhere", "0", "0"], 'no region "nowhere"; there is: '),
+        (["notify", "nowhere", "0"], 'no region "nowhere", and no device of that name; there are regions: demo'),
         (["notify", "demo", "9", "0"], 'region "demo" has no peer 9'),
         (["notify", "demo", "9"], 'region "demo" has no peer 9'),
         (["notify", "demo", "65535", "4"], "has vectors 0 to 3, not 4"),
@@ -360,7 +361,7 @@ def test_reload(short_path: Path) -> None:
         daemon.write_config("[region.demo]\nsize = 3\n")
         assert f"{daemon.config}:4: region.demo.size" in ctl.refused("reload")
         daemon.write_config("[region.demo]\n")
-        assert ctl.json("reload", "--json") == {"regions": ["demo"]}
+        assert ctl.json("reload", "--json") == {"regions": ["demo"], "devices": []}
 
 
 # Memory
@@ -472,7 +473,7 @@ def test_a_selftest_that_fails_says_where_to_look(ctl: Ctl) -> None:
 
 def test_monitor_tells_what_happens(ctl: Ctl, daemon: Daemon) -> None:
     with Monitor(ctl, "--json") as monitor:
-        assert monitor.event() == {"event": "watching", "regions": ["demo"], "peers": 0}
+        assert monitor.event() == {"event": "watching", "regions": ["demo"], "peers": 0, "devices": []}
         ctl("create", "seen", "--size", "64K", "--vectors", "3")
         path = str(daemon.socket("seen"))
         made = {"region": "seen", "size": 65536, "vectors": 3, "socket": path}
@@ -511,7 +512,7 @@ def test_monitor_outlives_the_daemon_and_its_bus(short_path: Path) -> None:
         assert daemon.stop() == 0
         assert monitor.event() == {"event": "daemon-gone"}
         with daemon:
-            assert monitor.event() == {"event": "daemon-back", "regions": ["demo"], "peers": 0}
+            assert monitor.event() == {"event": "daemon-back", "regions": ["demo"], "peers": 0, "devices": []}
             with RawClient(str(daemon.socket())).greet(4):
                 assert monitor.event()["event"] == "peer-added"
             assert monitor.event()["event"] == "peer-removed"
@@ -575,6 +576,7 @@ def test_the_daemon_is_found_where_it_usually_is(ctl: Ctl, daemon: Daemon, short
 def test_a_wrong_command_line_is_status_2(ctl: Ctl, words: list[str]) -> None:
     assert "Usage: doorbellctl" in ctl.refused(*words, status=2)
     assert 'did you mean "notify"?' in ctl.refused("nofity", status=2)
+    assert 'did you mean "remove"?' in ctl.refused("remove-region", status=2)
 
 
 def test_help(ctl: Ctl) -> None:
@@ -606,6 +608,7 @@ def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert sorted(complete(ctl, "status", "")) == sorted(["demo", region])
     with join(daemon, region), join(daemon, region):
         assert complete(ctl, "notify", region, "") == ["0", "1"]
+        assert complete(ctl, "notify", region, "0", "") == ["0", "1", "2"]
     assert complete(ctl, "status", "", DOORBELLD_BUS="unix:path=/nowhere") == []
     for shell in ("zsh", "fish"):
         assert "_DOORBELLCTL_COMPLETE" in ctl("completion", shell)

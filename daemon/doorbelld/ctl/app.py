@@ -17,21 +17,28 @@ from .session import Session, validate_bus
 
 SECTIONS = {
     "Look": {
-        "status": ("looking", "Show the daemon, or one region, in detail."),
+        "status": ("looking", "Show the daemon, or one region or device, in detail."),
         "peers": ("looking", "List who is connected to a region."),
-        "top": ("top", "Show the load of regions and peers, live."),
+        "devices": ("devices", "List the devices, and what they do."),
+        "queues": ("devices", "List the queues of a device."),
+        "top": ("top", "Show the load of regions, peers and devices, live."),
         "monitor": ("monitor", "Print what happens, as it happens."),
         "wait": ("waiting", "Wait until a guest rings, and run a command."),
         "describe": ("looking", "Print everything there is, as JSON."),
     },
     "Ring": {
-        "notify": ("ringing", "Ring a peer's doorbell, or all of them."),
+        "notify": ("ringing", "Ring a peer, or interrupt a device's driver."),
         "broadcast": ("ringing", "Ring everybody in a region."),
-        "disconnect": ("ringing", "Drop a peer's connection."),
+        "kick": ("ringing", "Have a device look at its queues now."),
+        "disconnect": ("ringing", "Drop a peer's connection, or a front-end's."),
     },
-    "Regions": {
+    "Regions and devices": {
         "create": ("managing", "Make a region."),
-        "remove": ("managing", "Remove a region."),
+        "create-device": ("managing", "Make a vhost-user device."),
+        "remove": ("managing", "Remove a region or a device."),
+        "remove-device": ("managing", "Remove a device."),
+        "refresh": ("managing", "Have a device look at its image again."),
+        "reset": ("managing", "Give a device its first state again."),
         "reload": ("managing", "Have the configuration read again."),
         "cat-config": ("configuration", "Print the configuration and where it comes from."),
         "read": ("memory", "Read a region's memory."),
@@ -49,12 +56,16 @@ SECTIONS = {
 }
 """From a command to its module and what it does, in short."""
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+_OTHER_WORDS = {"list": "status", "interrupt": "notify", "remove-region": "remove", "create-region": "create"}
+"""What people call a command that is called otherwise."""
 
 EPILOG = """\b
 Examples:
   doorbellctl                            what is there
   doorbellctl create demo --size 4M      make a region
-  doorbellctl qemu-args demo             what a guest needs to connect
+  doorbellctl create-device d0 blk path=/srv/d0.img
+                                         make a disk
+  doorbellctl qemu-args demo d0          what a guest needs to connect
   doorbellctl notify demo 0 2            ring vector 2 of peer 0
   doorbellctl monitor                    what happens, live
   doorbellctl wait demo 1 --exec CMD     run a command when a guest rings
@@ -107,7 +118,8 @@ class Program(click.Group):
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
             import difflib
 
-            close = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            meant = _OTHER_WORDS.get(args[0])
+            close = [meant] if meant else difflib.get_close_matches(args[0], _COMMANDS, 1)
             hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(_COMMANDS)}"
             ctx.fail(f'no command "{args[0]}"; {hint}')
         return super().resolve_command(ctx, args)
@@ -149,9 +161,9 @@ class Program(click.Group):
 @click.version_option(__version__, message="doorbellctl %(version)s")
 @click.pass_context
 def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password: bool) -> None:
-    """Look at doorbelld and steer it: ivshmem regions, their peers, their doorbells.
+    """Look at doorbelld and steer it: ivshmem regions, their peers and doorbells; vhost-user devices and their queues.
 
-    Without a command it lists the regions and who is connected to them.
+    Without a command it lists the regions, the devices, and who is connected to them.
     """
     session = ctx.obj = Session(bus, json, not no_ask_password)
     if ctx.invoked_subcommand is None:

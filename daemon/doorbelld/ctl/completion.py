@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command completion: prints what makes a shell complete doorbellctl's commands, options, regions and peers."""
+"""The command completion: prints what makes a shell complete doorbellctl's commands, options and names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAM = "doorbellctl"
 def completion(ctx: click.Context, shell: str) -> None:
     r"""Print the completion script for a shell.
 
-    Names of regions and IDs of peers are completed from the running daemon.
+    Names of regions and devices, IDs of peers and numbers of queues are completed from the running daemon.
 
     \b
     Install it:

@@ -8,6 +8,7 @@ which one would ask.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from ..bus.address import resolve
 from ..bus.names import BUS_NAME, MANAGER, ROOT
 from . import systemd
 from .bus_choice import NoDaemon
-from .checks import access, guests, service
+from .checks import access, devices, guests, service
 from .checks.view import Finding, Level, User, View
 from .session import Daemon, Refused, Session, json_option, pass_session, plural
 
@@ -40,6 +41,9 @@ CHECKS: dict[str, Callable[[View], Iterator[Finding]]] = {
     "stale sockets": access.stale,
     "AppArmor": access.apparmor,
     "SELinux": access.selinux,
+    "devices": devices.states,
+    "images": devices.images,
+    "io_uring": devices.uring,
     "guests": guests.guests,
     "huge pages": guests.huge_pages,
 }
@@ -85,9 +89,28 @@ def _look(session: Session) -> View:
         cure = "ask as root, or have an administrator let you (polkit action org.doorbelld.Doorbell1.inspect)"
         found = {"trouble": f"the daemon does not talk to you: {error.message}", "cure": cure}
     view = View(own_version=__version__, own_library=library.describe(), unit=systemd.unit(), **found)
+    view.disks = _disks(view)
     groups = frozenset((os.getegid(), *os.getgroups()))
     view.me = User(view.user_name(os.geteuid()), os.geteuid(), groups, view.group_name(os.getegid()))
     return view
+
+
+def _disks(view: View) -> dict[str, dict[str, Any]]:
+    """Give the disks of the configuration that the daemon reads, or that it would read if it ran."""
+    from ..config.loader import read_file, read_layered
+
+    words = view.read(f"/proc/{view.pid}/cmdline").split("\0") if view.pid else []
+    named = next((file for flag, file in itertools.pairwise(words) if flag == "--config"), "")
+    named = named or next((word.partition("=")[2] for word in words if word.startswith("--config=")), "")
+    if named and not os.path.isabs(named):
+        try:
+            named = os.path.join(os.readlink(f"/proc/{view.pid}/cwd"), named)
+        except OSError:
+            return {}
+    tables = (read_file(named) if named else read_layered()).config.layers.tables.get("device", {})
+    if not isinstance(tables, dict):
+        return {}
+    return {name: table for name, table in tables.items() if isinstance(table, dict) and table.get("type") == "blk"}
 
 
 @click.command()
@@ -98,9 +121,9 @@ def doctor(session: Session, everything: bool) -> None:
     r"""Find out what keeps guests, callers or the daemon from working, and what to do about it.
 
     It looks at the daemon and its bus, the unit and its sandbox, bus policy and polkit, limits on descriptors,
-    whether the users that run guests can reach each region's socket (permissions, AppArmor, SELinux), sockets that
-    nobody serves, and the command lines of the QEMUs that run. It changes nothing, and connects to no region. As root
-    it sees more.
+    whether the users that run guests can reach each socket (permissions, AppArmor, SELinux), sockets that nobody
+    serves, devices that broke and why, the images of disks, io_uring, and the command lines of the QEMUs that run. It
+    changes nothing, and connects to nothing but the bus. As root it sees more.
 
     A hint is not an error: it may be in the way of somebody, or as you want it.
 

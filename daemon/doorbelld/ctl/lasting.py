@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from ..bus.client import CallFailed, Client
 from ..errors import BusUnavailable
+from .agent import Agent
 from .bus_choice import NoDaemon, open_bus
-from .session import Refused
+from .session import Refused, Session
 
 T = TypeVar("T")
 
@@ -62,21 +63,46 @@ def run_until_stopped(work: Callable[[], Awaitable[T]]) -> T:
         raise NoDaemon(str(error)) from None
 
 
-async def outlive(word: str, work: Callable[[Client, bool], Awaitable[T]], gone: Callable[[], None]) -> T:
-    """Do *work* with a connection to the bus that *word* names; each time that the bus is lost, once more.
+async def outlive(
+    session: Session,
+    work: Callable[[Client, bool], Awaitable[T]],
+    gone: Callable[[], None],
+    make_way: Callable[[], None] = lambda: None,
+) -> T:
+    """Do *work* with a connection to the bus of *session*; each time that the bus is lost, once more.
 
     Args:
-        word: as `open_bus` takes it.
+        session: says which bus, and whether a person may be asked for a password.
         work: gets the connection, and whether it is another one than the first.
         gone: is called when the daemon was lost with the bus; as long as the bus is there, *work* sees by itself.
+        make_way: is called before a person is asked for a password on the terminal.
 
     Raises:
         NoDaemon: there is none at the start.
         CallFailed: as *work* does.
     """
-    client = await open_bus(word)
+    agent = Agent()
+
+    async def authenticate() -> None:
+        make_way()
+        await agent.start()
+
+    try:
+        return await _outlive(session, work, gone, authenticate)
+    finally:
+        agent.stop()
+
+
+async def _outlive(
+    session: Session,
+    work: Callable[[Client, bool], Awaitable[T]],
+    gone: Callable[[], None],
+    authenticate: Callable[[], Awaitable[None]],
+) -> T:
+    client = await open_bus(session.bus)
     address, back = client.address, False
     while True:
+        session.let_authenticate(client, authenticate)
         try:
             return await work(client, back)
         except BusUnavailable:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that only look: the overview, status, peers, describe."""
+"""Commands that only look: the overview, status, peers, describe. Those for devices alone are in `devices`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from .session import Daemon, Session, complete_region, json_option, pass_session, plural, region_argument
+from . import tables
+from .arguments import complete_name, kind_option, region_argument
+from .session import Daemon, Session, json_option, pass_session, plural
 
 _IN_FLIGHT = 64
 _LINES = 10
@@ -25,13 +27,12 @@ def overview(session: Session) -> None:
     if session.json:
         session.emit(known)
         return
-    from . import tables
-
     tables.overview(known, address)
 
 
 @click.command()
-@click.argument("region", required=False, default="", shell_complete=complete_region)
+@click.argument("name", required=False, default="", shell_complete=complete_name)
+@kind_option
 @click.option(
     "-n",
     "--lines",
@@ -43,13 +44,13 @@ def overview(session: Session) -> None:
 )
 @json_option
 @pass_session
-def status(session: Session, region: str, lines: int) -> None:
-    r"""Show how the daemon is, or one region in detail, and what the journal has of it.
+def status(session: Session, name: str, kind: str | None, lines: int) -> None:
+    r"""Show how the daemon is, or one region or device in detail, and what the journal has of it.
 
     The daemon: its unit, for how long it has been running, where, what it costs, what it serves. A region: its
     settings, its peers, and the rings that wait for them. A ring is pending until the peer's side has taken it: a
-    guest whose count only grows does not serve its interrupts, or is paused. The counts are looked up without
-    disturbing anything.
+    guest whose count only grows does not serve its interrupts, or is paused. A device: its settings, its front-end
+    and what both agreed on, guest memory, and its queues. The counts are looked up without disturbing anything.
 
     The journal's lines are there if the daemon logs to it and you may read it (root, group systemd-journal).
 
@@ -58,29 +59,35 @@ def status(session: Session, region: str, lines: int) -> None:
       doorbellctl status
       doorbellctl status demo --lines 50
       doorbellctl status demo -n 0 --json | jq '.peers[].pending'
+      doorbellctl status disk0
     """
-    if region:
-        _status_of_region(session, region, lines)
+    if name:
+        _status_of_one(session, name, kind or "", lines)
     else:
         _status_of_daemon(session, lines)
 
 
-def _status_of_region(session: Session, region: str, lines: int) -> None:
-    async def ask(daemon: Daemon) -> tuple[dict[str, Any], list[str]]:
-        known = await daemon.region(region)
-        await _add_pending(daemon, region, known)
-        return known, await _whose_journal(daemon)
+def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
+    async def ask(daemon: Daemon) -> tuple[str, dict[str, Any], list[str]]:
+        found, known = await daemon.find(name, kind)
+        if found == "region":
+            await _add_pending(daemon, name, known)
+        else:
+            known |= await device_properties(daemon, name)
+        return found, known, await _whose_journal(daemon)
 
-    from . import systemd
+    from . import device_tables, systemd
+    from .devices import device_properties
 
-    known, whose = session.run(ask)
-    journal = systemd.journal([*whose, f"DOORBELLD_REGION={region}"], lines)
+    found, known, whose = session.run(ask)
+    journal = systemd.journal([*whose, f"DOORBELLD_{found.upper()}={name}"], lines)
     if session.json:
-        session.emit({"name": region, **known, "journal": journal})
+        session.emit({"name": name, **known, "journal": journal})
         return
-    from . import tables
-
-    tables.status(region, known)
+    if found == "region":
+        tables.status(name, known)
+    else:
+        device_tables.status(name, known)
     _show_journal(journal)
 
 
@@ -111,7 +118,7 @@ def _status_of_daemon(session: Session, lines: int) -> None:
         from ..bus.names import MANAGER, ROOT
 
         known = await daemon.describe()
-        regions = known["regions"].values()
+        regions, devices = known["regions"].values(), known["devices"].values()
         found = {
             "version": known["version"],
             "pid": await _pid(daemon),
@@ -120,6 +127,8 @@ def _status_of_daemon(session: Session, lines: int) -> None:
             "regions": len(regions),
             "peers": sum(len(region["peers"]) for region in regions),
             "backlog": sum(peer["backlog"] for region in regions for peer in region["peers"]),
+            "devices": len(devices),
+            "front-ends": sum(device["front-end"] is not None for device in devices),
             "descriptors": known["descriptors"],
         }
         return found, await _whose_journal(daemon)
@@ -133,7 +142,7 @@ def _status_of_daemon(session: Session, lines: int) -> None:
         known, whose = session.run(ask)
     except NoDaemon:
         if unit and not session.json:  # as systemctl status does: say what systemd knows of it, and its last words
-            _show_facts({"Unit": _unit_in_words(unit)})
+            tables.facts({"Unit": _unit_in_words(unit)})
             _show_journal(systemd.journal(["-u", "doorbelld"], lines))
         raise
     if unit.get("MainPID") != str(known["pid"]):
@@ -149,7 +158,7 @@ def _status_of_daemon(session: Session, lines: int) -> None:
     if session.json:
         session.emit(known)
         return
-    _show_facts(_daemon_in_words(known))
+    tables.facts(_daemon_in_words(known))
     _show_journal(known["journal"])
 
 
@@ -170,7 +179,8 @@ def _daemon_in_words(known: dict[str, Any]) -> dict[str, str]:
         "Bus": known["bus"],
         "Library": known["library"],
         "Serves": f"{plural(known['regions'], 'region')}, {plural(known['peers'], 'peer')}, "
-        f"{plural(known['backlog'], 'message')} waiting",
+        f"{plural(known['backlog'], 'message')} waiting; "
+        f"{plural(known['devices'], 'device')}, {plural(known['front-ends'], 'front-end')}",
         "Descriptors": f"{used['in-use']} of {used['limit']} in use",
     }
 
@@ -182,12 +192,6 @@ def _unit_in_words(unit: dict[str, str]) -> str:
     result = "" if unit.get("Result", "success") == "success" else f", {unit['Result']}"
     place = "; ".join(filter(None, (unit.get("FragmentPath"), unit.get("UnitFileState"))))
     return f"{UNIT}, {unit.get('ActiveState')} ({unit.get('SubState')}{result}){since} ({place})"
-
-
-def _show_facts(facts: dict[str, str]) -> None:
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        click.echo(f"{click.style(key.rjust(width), bold=True)}: {value}")
 
 
 async def _add_pending(daemon: Daemon, name: str, region: dict[str, Any]) -> None:
@@ -234,8 +238,6 @@ def peers(session: Session, region: str) -> None:
     elif not known["peers"]:
         click.echo(f"No peer is connected to {known['socket']}. What a guest needs: doorbellctl qemu-args {region}")
     else:
-        from . import tables
-
         tables.peers_of(known)
 
 
@@ -243,5 +245,5 @@ def peers(session: Session, region: str) -> None:
 @json_option
 @pass_session
 def describe(session: Session) -> None:
-    """Print everything there is as JSON: the daemon, regions, peers, host rings."""
+    """Print everything there is as JSON: the daemon, regions, peers, host rings, devices, queues."""
     session.emit(session.run(lambda daemon: daemon.describe()))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that change what there is: create, remove, reload."""
+"""Commands that change what there is: create, create-device, remove, reset, refresh, reload."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
-from .session import Daemon, Refused, Session, complete_region, json_option, pass_session, plural
+from .arguments import complete_device, complete_name, complete_type, device_argument, kind_option
+from .session import Daemon, Refused, Session, json_option, pass_session, plural
 
 _KEYS = (
     ("--size", str, "SIZE", "Bytes, or with K, M, G: a power of two. Default: 4M."),
@@ -34,15 +35,15 @@ def _key_options(function: Any) -> Any:
     return function
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """Read ``KEY=VALUE``, where VALUE is as in TOML, or bare text.
+def setting(text: str, hint: str = "--set") -> tuple[str, Any]:
+    """Read ``KEY=VALUE``, where VALUE is as in TOML, or bare text; *hint* is where it was written.
 
     Raises:
         click.BadParameter: there is no ``=``.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise click.BadParameter(f'"{text}" is no KEY=VALUE', param_hint="--set")
+        raise click.BadParameter(f'"{text}" is no KEY=VALUE', param_hint=hint)
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -71,13 +72,7 @@ def create(session: Session, /, name: str, settings: tuple[str, ...], **given: A
     options.update(map(setting, settings))
 
     async def make(daemon: Daemon) -> dict[str, Any]:
-        from ..bus import client
-
-        try:
-            wrapped = client.options(options)
-        except TypeError as error:
-            raise Refused(str(error)) from None
-        await daemon.call("CreateRegion", "sa{sv}", name, wrapped, timeout=None)
+        await daemon.call("CreateRegion", "sa{sv}", name, _wrapped(options), timeout=None)
         return await daemon.region(name)
 
     made = session.run(make)
@@ -90,29 +85,151 @@ def create(session: Session, /, name: str, settings: tuple[str, ...], **given: A
         click.echo(f"next: doorbellctl qemu-args {name}")
 
 
+def _wrapped(options: dict[str, Any]) -> dict[str, Any]:
+    from ..bus import client
+
+    try:
+        return client.options(options)
+    except TypeError as error:
+        raise Refused(str(error)) from None
+
+
+@click.command("create-device")
+@click.argument("name")
+@click.argument("type_", metavar="TYPE", shell_complete=complete_type)
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@json_option
+@pass_session
+def create_device(session: Session, name: str, type_: str, settings: tuple[str, ...]) -> None:
+    r"""Make a vhost-user device and serve it at once, until it is removed or the daemon stops.
+
+    TYPE is what it does: blk is a disk, rng gives random bytes, loopback is for trying out; others come with packages
+    of their own. The settings are the keys of a [device.NAME] in doorbelld.toml, as in TOML, where text needs no
+    quotes. The daemon opens the files that they name, not you.
+
+    \b
+    All types have:
+      socket, owner, group, mode   where the front-end connects, and who may
+      connect=true                 the front-end listens at socket, the daemon connects
+      queues, queue-size           how many, and how many entries each, at most
+      poll-us                      look for requests for so long before sleeping
+
+    \b
+    A blk has:
+      path                         a raw image or a block device
+      read-only, cache, aio, threads, serial, block-size, discard
+
+    \b
+    An rng has:
+      rate                         bytes a second, at most
+
+    \b
+    Examples:
+      doorbellctl create-device disk0 blk path=/var/lib/doorbelld/disk0.img group=kvm
+      doorbellctl create-device disk1 blk path=/dev/vg0/data cache=direct queues=4
+      doorbellctl create-device entropy rng rate=1M
+    """
+    options = dict(setting(text, "[KEY=VALUE]...") for text in settings)
+
+    async def make(daemon: Daemon) -> dict[str, Any]:
+        await daemon.call("CreateDevice", "ssa{sv}", name, type_, _wrapped(options), timeout=None)
+        return await daemon.device(name)
+
+    made = session.run(make)
+    if session.json:
+        session.emit({"name": name, **made})
+        return
+    where = f"looks for a front-end at {made['socket']}" if made["connect"] else f"listens at {made['socket']}"
+    click.echo(f"made device {name} ({made['type']}, {plural(len(made['queues']), 'queue')}); it {where}")
+    if sys.stdout.isatty():
+        click.echo(f"next: doorbellctl qemu-args {name}")
+
+
 @click.command()
-@click.argument("name", shell_complete=complete_region)
+@click.argument("name", shell_complete=complete_name)
+@kind_option
 @click.option("--yes", is_flag=True, help="Do not ask, whoever is connected.")
 @json_option
 @pass_session
-def remove(session: Session, name: str, yes: bool) -> None:
-    """Remove a region: its peers are disconnected, its socket goes.
+def remove(session: Session, name: str, kind: str | None, yes: bool) -> None:
+    """Remove a region or a device: who is connected is disconnected, its socket goes.
 
-    What guests were given they keep: the memory that they have mapped, and each other's doorbells. Memory with a name
-    (backing shm or file) stays where it is. If peers are connected you are asked first; without a terminal to ask on,
-    --yes is needed.
+    What guests were given of a region they keep: the memory that they have mapped, and each other's doorbells. Memory
+    with a name (backing shm or file) stays where it is.
+
+    A device is brought to rest first: what it has begun it finishes, and then it never touches the guest's memory
+    again. To a guest that uses it, a disk that was removed hangs until a device comes back on the same socket.
+
+    If somebody is connected you are asked first; without a terminal to ask on, --yes is needed.
     """
-    known = session.run(lambda daemon: daemon.region(name))
-    if known["peers"] and not yes:
-        who = ", ".join(peer["vm"] or f"pid {peer['pid']}" for peer in known["peers"][:5])
-        who += ", ..." * (len(known["peers"]) > 5)
-        connected = f"{plural(len(known['peers']), 'peer')} ({who})"
+    _remove(session, name, kind or "", yes)
+
+
+@click.command("remove-device")
+@click.argument("device", shell_complete=complete_device)
+@click.option("--yes", is_flag=True, help="Do not ask, whoever is connected.")
+@json_option
+@pass_session
+def remove_device(session: Session, device: str, yes: bool) -> None:
+    """Remove a device, and never a region of the same name: what remove --kind device does."""
+    _remove(session, device, "device", yes)
+
+
+def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
+    found, known = session.run(lambda daemon: daemon.find(name, kind))
+    there = _connected(found, known)
+    if there and not yes:
         if not sys.stdin.isatty():
-            raise Refused(f'region "{name}" has {connected} connected; to disconnect them and remove it, add --yes')
-        if not click.confirm(f"Region {name} has {connected} connected. Disconnect and remove?", err=True):
-            raise Refused(f'region "{name}" stays')
-    session.run(lambda daemon: daemon.call("RemoveRegion", "s", name))
-    session.done(f"removed region {name}", name=name, disconnected=len(known["peers"]))
+            raise Refused(f'{found} "{name}" has {there} connected; to disconnect and remove it, add --yes')
+        if not click.confirm(f"{found.capitalize()} {name} has {there} connected. Disconnect and remove?", err=True):
+            raise Refused(f'{found} "{name}" stays')
+    member = "RemoveRegion" if found == "region" else "RemoveDevice"
+    session.run(lambda daemon: daemon.call(member, "s", name, timeout=None))
+    count = len(known["peers"]) if found == "region" else int(known["front-end"] is not None)
+    session.done(f"removed {found} {name}", name=name, disconnected=count)
+
+
+def _connected(kind: str, known: dict[str, Any]) -> str:
+    """Say who is connected to a region or a device; empty if nobody is."""
+    if kind == "device":
+        who = known["front-end"]
+        return f"a front-end ({who['vm'] or 'pid ' + str(who['pid'])})" if who else ""
+    if not known["peers"]:
+        return ""
+    names = ", ".join(peer["vm"] or f"pid {peer['pid']}" for peer in known["peers"][:5])
+    return f"{plural(len(known['peers']), 'peer')} ({names}{', ...' * (len(known['peers']) > 5)})"
+
+
+@click.command()
+@device_argument
+@json_option
+@pass_session
+def refresh(session: Session, device: str) -> None:
+    r"""Have a device look again at what is behind it: a disk at the size of its image.
+
+    The guest is told at once if that has changed.
+
+    \b
+    Example:
+      truncate -s 20G disk0.img && doorbellctl refresh disk0
+    """
+    session.run(lambda daemon: daemon.call_device(device, "Refresh"))
+    session.done(f"{device} looked again", device=device)
+
+
+@click.command()
+@device_argument
+@json_option
+@pass_session
+def reset(session: Session, device: str) -> None:
+    """Give a device the state that it had at first: its queues stop, and the guest has to set them up anew.
+
+    For a device whose driver in the guest is stuck; what the guest has not got an answer for, it does not get. The
+    front-end stays connected. Where it takes note of the device's status, the driver is told that the device needs a
+    reset; else the device hangs in the guest until its driver is loaded anew.
+    """
+    session.run(lambda daemon: daemon.call_device(device, "Reset"))
+    session.done(f"reset {device}", device=device)
 
 
 @click.command()
@@ -121,13 +238,16 @@ def remove(session: Session, name: str, yes: bool) -> None:
 def reload(session: Session) -> None:
     """Have the daemon read its configuration again.
 
-    Regions that are new in it are made, those gone from it are removed, the others are left alone, as are those
-    that were made with create. If anything is wrong with it, nothing is changed and all problems are listed.
+    Regions and devices that are new in it are made, those gone from it are removed, the others are left alone, as are
+    those that were made over D-Bus (create, create-device). If anything is wrong with it, nothing is changed and all
+    problems are listed.
     """
 
-    async def work(daemon: Daemon) -> list[str]:
+    async def work(daemon: Daemon) -> dict[str, list[str]]:
         await daemon.call("Reload", timeout=None)
-        return sorted((await daemon.describe())["regions"])
+        known = await daemon.describe()
+        return {kinds: sorted(known[kinds]) for kinds in ("regions", "devices")}
 
-    regions = session.run(work)
-    session.done(f"configuration reloaded; regions: {', '.join(regions) or 'none'}", regions=regions)
+    there = session.run(work)
+    words = "; ".join(f"{kinds}: {', '.join(names) or 'none'}" for kinds, names in there.items())
+    session.done(f"configuration reloaded; {words}", **there)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import click
 
-from .session import Daemon, Number, Session, json_option, pass_session, plural, region_argument
+from .arguments import Number, region_argument
+from .session import Daemon, Session, json_option, pass_session, plural
 
 _CHUNK = 1 << 20
 _LINE = 16

@@ -12,13 +12,14 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .session import Daemon, Session, complete_region, json_option, pass_session, plural
+from .arguments import complete_name
+from .session import KINDS, Daemon, Session, json_option, pass_session, plural
 
 if TYPE_CHECKING:
     from ..bus.client import Client, Signal
@@ -29,6 +30,10 @@ _COLOURS = {
     "rung": "cyan",
     "region-added": "green",
     "region-removed": "yellow",
+    "front-end-attached": "green",
+    "front-end-detached": "yellow",
+    "device-added": "green",
+    "device-removed": "yellow",
     "daemon-gone": "red",
     "daemon-back": "green",
 }
@@ -36,23 +41,26 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell: its kind, its region if it has one, words for people, values for programs."""
+    """Something to tell: its kind, its region or device if it has one, words for people, values for programs."""
 
     kind: str
     region: str
     words: str
     values: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
 
     def show(self, as_json: bool) -> None:
         """Print it, with the time of now, and flush."""
         now = time.time()
         if as_json:
-            record = {"time": round(now, 6), "event": self.kind} | ({"region": self.region} if self.region else {})
+            about = {"region": self.region, "device": self.device}
+            record = {"time": round(now, 6), "event": self.kind} | {key: name for key, name in about.items() if name}
             click.echo(json.dumps(record | self.values, ensure_ascii=False))
         else:
             clock = datetime.datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")[:-3]
-            subject = self.region or "doorbelld"
-            words = click.style(self.words, fg=_COLOURS.get(self.kind))
+            subject = self.region or self.device or "doorbelld"
+            colour = "red" if self.values.get("broken") else _COLOURS.get(self.kind)
+            words = click.style(self.words, fg=colour)
             click.echo(f"{click.style(clock, dim=True)}  {subject:9}  {words}")
         sys.stdout.flush()
 
@@ -61,26 +69,30 @@ _GONE = Event("daemon-gone", "", "the daemon went away; waiting for it")
 
 
 class Interpreter:
-    """Turns the daemon's signals into events; of one region only, if *only* names it.
+    """Turns the daemon's signals into events; of one region or device only, if *only* names it.
 
-    A peer's properties come with InterfacesAdded, just before its PeerAdded, and are kept in between.
+    A peer's properties come with InterfacesAdded, just before its PeerAdded, and are kept in between. Those of a
+    front-end come just after FrontendAttached, which waits for them.
     """
 
     def __init__(self, only: str = "") -> None:
         self._only = only
         self._fresh: dict[str, dict[str, Any]] = {}
+        self._attached: dict[str, int] = {}
+        self._states: dict[str, str] = {}
+        self._spaces: dict[str, bytes] = {}
 
     def events(self, heard: Signal) -> Iterator[Event]:
         """Give what *heard* tells: mostly one event, or none."""
-        event = self._event(heard)
-        if event is not None and self._only in ("", event.region):
-            yield event
+        for event in (self._of_region(heard), *self._of_device(heard)):
+            if event is not None and self._only in ("", event.region, event.device):
+                yield event
 
-    def _event(self, heard: Signal) -> Event | None:
+    def _of_region(self, heard: Signal) -> Event | None:
         from ..bus import names
         from ..ivshmem.spec import in_units
 
-        region = _region_of(heard.path)
+        region = _name_of(heard.path, "region")
         match heard.member, heard.body:
             case "Rung", [vector, count]:
                 times = plural(count, "time")
@@ -105,46 +117,100 @@ class Interpreter:
                 if (peer := interfaces.get(names.PEER)) is not None:
                     self._fresh[path] = peer
             case "InterfacesRemoved", [path, interfaces] if names.REGION in interfaces:
-                return Event("region-removed", _region_of(path), "region removed")
+                return Event("region-removed", _name_of(path, "region"), "region removed")
         return None
 
+    def _of_device(self, heard: Signal) -> Iterator[Event]:
+        from ..bus import names
 
-def _region_of(path: str) -> str:
-    """Give the name of the region that *path* is or lies in; empty if in none."""
+        path, name = heard.path, _name_of(heard.path, "device")
+        match heard.member, heard.body:
+            case "FrontendAttached", [pid]:
+                yield from self._attach(path)
+                self._attached[path] = pid
+            case "FrontendDetached", [reason, broken]:
+                yield from self._attach(path)
+                words = f"front-end {'broke it' if broken else 'detached'}: {reason}"
+                yield Event("front-end-detached", "", words, {"reason": reason, "broken": broken}, name)
+            case "PropertiesChanged", [names.DEVICE, changed, _]:
+                if "FrontendPid" in changed:
+                    yield from self._attach(path, changed)
+                state = changed.get("State", "")
+                if state and state != self._states.get(path):
+                    self._states[path] = state
+                    values = {"state": state, "reason": changed.get("Reason", "")}
+                    yield Event("device-state", "", f"is {state}", values, name)
+                if self._config_changed(path, changed):
+                    yield Event("device-config", "", "its configuration changed", {}, name)
+            case "InterfacesAdded", [_, {names.DEVICE: made}]:
+                values = {"type": made["Type"], "socket": made["Socket"]}
+                words = f"device made: {made['Type']}, {plural(made['QueueCount'], 'queue')}, {made['Socket']}"
+                yield Event("device-added", "", words, values, made["Name"])
+            case "InterfacesRemoved", [gone, interfaces] if names.DEVICE in interfaces:
+                yield from self._attach(gone)
+                self._states.pop(gone, None)
+                self._spaces.pop(gone, None)
+                yield Event("device-removed", "", "device removed", {}, _name_of(gone, "device"))
+
+    def _config_changed(self, path: str, changed: Mapping[str, Any]) -> bool:
+        """Tell whether a configuration space is another now; it also comes along with what was negotiated."""
+        if (space := changed.get("ConfigSpace")) is None:
+            return False
+        before, self._spaces[path] = self._spaces.get(path), space
+        return before != space if before is not None else "AckedFeatures" not in changed
+
+    def _attach(self, path: str, known: Mapping[str, Any] | None = None) -> Iterator[Event]:
+        """Tell of a front-end that was attached and has waited for being *known*."""
+        if (pid := self._attached.pop(path, None)) is None:
+            return
+        values: dict[str, Any] = {"pid": pid}
+        words = f"front-end attached: pid {pid}"
+        if known and known["FrontendPid"] == pid:
+            vm, uid = known["FrontendVmName"], known["FrontendUid"]
+            values |= {"vm": vm, "uid": uid, "unit": known["FrontendUnit"]}
+            words = f"front-end attached: {f'VM {vm}, ' if vm else ''}pid {pid}, uid {uid}"
+        yield Event("front-end-attached", "", words, values, _name_of(path, "device"))
+
+
+def _name_of(path: str, kind: str) -> str:
+    """Give the name of the region, or the device, that *path* is or lies in; empty if in none."""
     from ..bus import paths
     from ..bus.names import ROOT
 
     match path.removeprefix(ROOT).split("/"):
-        case ["", "region", element, *_]:
+        case ["", found, element, *_] if found == kind:
             return paths.unescape(element)
     return ""
 
 
 @click.command()
-@click.argument("region", required=False, default="", shell_complete=complete_region)
+@click.argument("name", required=False, default="", shell_complete=complete_name)
 @json_option
 @pass_session
-def monitor(session: Session, region: str) -> None:
-    r"""Print what happens, until Ctrl-C: of all regions, or of one.
+def monitor(session: Session, name: str) -> None:
+    r"""Print what happens, until Ctrl-C: of all regions and devices, or of one.
 
-    Peers joining, and leaving with the reason; rings of the host peer with their counts; regions coming and going;
-    the daemon going away and coming back. Guests ring each other without the daemon, so those rings are not seen.
-    With --json each event is one JSON object on a line of its own.
+    Peers joining, and leaving with the reason; rings of the host peer with their counts; front-ends of devices
+    coming, and going with the reason; devices that begin to run, stop or break; regions and devices coming and going;
+    the daemon going away and coming back. Guests ring each other without the daemon, so those rings are not seen, and
+    the requests to devices are not told one by one: see top. With --json each event is one JSON object on a line of
+    its own.
 
     \b
     Examples:
       doorbellctl monitor demo
       doorbellctl monitor --json | jq -r 'select(.event == "rung") | .vector'
+      doorbellctl monitor --json | jq -r 'select(.broken) | .device + ": " + .reason'
     """
     import contextlib
 
     from .lasting import Stopped, outlive, run_until_stopped
 
     async def watch(client: Client, back: bool) -> None:
-        await _watch_one_bus(client, session, region, back)
+        await _watch_one_bus(client, session, name, back)
 
     with contextlib.suppress(Stopped):
-        run_until_stopped(lambda: outlive(session.bus, watch, lambda: _GONE.show(session.json)))
+        run_until_stopped(lambda: outlive(session, watch, lambda: _GONE.show(session.json)))
 
 
 async def _watch_one_bus(client: Client, session: Session, only: str, back: bool) -> None:
@@ -177,15 +243,18 @@ async def _watch_one_bus(client: Client, session: Session, only: str, back: bool
 
 async def _introduce(client: Client, session: Session, only: str, back: bool) -> None:
     """Say what is watched, and what there is."""
-    regions = (await Daemon(client).describe())["regions"]
-    peers = sum(len(known["peers"]) for name, known in regions.items() if only in ("", name))
+    from .tables import counts
+
+    known = await Daemon(client).describe()
+    kinds = [kind for kind in KINDS if only in known[f"{kind}s"]]
+    peers = sum(len(region["peers"]) for name, region in known["regions"].items() if only in ("", name))
     if not only:
-        there = f"{plural(len(regions), 'region')}, {plural(peers, 'peer')}"
-    elif only in regions:
-        there = f"region {only}, {plural(peers, 'peer')}"
+        there = counts(known)
+    elif not kinds:
+        there = f"{only}, which is not there yet"
     else:
-        there = f"region {only}, which is not there yet"
-    values = {"regions": sorted(regions), "peers": peers}
+        there = " and ".join(f"{kind} {only}" for kind in kinds) + f", {plural(peers, 'peer')}" * ("region" in kinds)
+    values = {"regions": sorted(known["regions"]), "peers": peers, "devices": sorted(known["devices"])}
     if back:
         Event("daemon-back", "", f"the daemon is back: {there}", values).show(session.json)
     else:

@@ -88,12 +88,12 @@ def qemu(
     return Paste([arguments[:2], arguments[2:]], notes)
 
 
-def command_line(paste: Paste, device: str, name: str = "guest1") -> Paste:
-    """Put a whole example command line around the arguments."""
+def command_line(paste: Paste, device: str, name: str = "guest1", shared: bool = False) -> Paste:
+    """Put a whole example command line around the arguments; *shared* if they have the guest's memory."""
     if device == "flat":
         head: list[Sequence[str]] = [["qemu-system-arm"], ["-M", "MACHINE"], ["-kernel", "firmware.elf"]]
         return Paste([*head, ["-name", f"guest={name}"], ["-nographic"], *paste.groups], paste.notes)
-    head = [["qemu-system-x86_64"], ["-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "1G"]]
+    head = [["qemu-system-x86_64"], ["-M", "q35", "-accel", "kvm", "-cpu", "host", *([] if shared else ["-m", "1G"])]]
     tail = [["-drive", f"file={name}.qcow2,if=virtio"], ["-nographic"]]
     return Paste([*head, ["-name", f"guest={name}"], *paste.groups, *tail], paste.notes)
 

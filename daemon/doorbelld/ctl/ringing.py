@@ -1,51 +1,110 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that ring: notify, broadcast; and disconnect."""
+"""Commands that reach the other side: notify, broadcast, kick; and disconnect.
+
+To notify is to interrupt a guest: at a vector of a peer, or for a queue of a device. To kick goes the other way, as if
+the guest had written to a queue's kick eventfd.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .session import (
-    UINT16_MAX,
-    Daemon,
-    Session,
-    json_option,
-    pass_session,
-    peer_argument,
-    plural,
+from .arguments import (
+    complete_name,
+    complete_peer,
+    complete_queue,
+    complete_vector,
+    device_argument,
+    kind_option,
     region_argument,
 )
+from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
 
 
 @click.command()
-@region_argument
-@peer_argument
-@click.argument("vector", type=click.IntRange(0, UINT16_MAX), required=False)
+@click.argument("name", shell_complete=complete_name)
+@click.argument("peer", metavar="PEER|QUEUE", shell_complete=complete_peer)
+@click.argument("vector", type=click.IntRange(0, UINT16_MAX), required=False, shell_complete=complete_vector)
+@kind_option
 @json_option
 @pass_session
-def notify(session: Session, region: str, peer: str, vector: int | None) -> None:
-    r"""Ring a doorbell of a peer, or all of its doorbells if no VECTOR is given.
+def notify(session: Session, name: str, peer: str, vector: int | None, kind: str | None) -> None:
+    r"""Interrupt a guest: ring a peer of a region, or tell the driver of a device that a queue has news.
 
-    PEER is an ID, the name of a VM (QEMU's -name), or "host" for the daemon's own place in the region.
+    NAME is a region or a device. Of a region, PEER is an ID, the name of a VM (QEMU's -name), or "host" for the
+    daemon's own place in it; without VECTOR all of its doorbells are rung. Of a device, QUEUE is a number.
 
     \b
     Examples:
       doorbellctl notify demo 0 2         vector 2 of peer 0
       doorbellctl notify demo guest1      all vectors of the VM guest1
+      doorbellctl notify disk0 3          the driver of queue 3 of a device
     """
 
-    async def ring(daemon: Daemon) -> int:
-        number = await daemon.peer_id(region, peer)
+    async def interrupt(daemon: Daemon) -> tuple[str, int]:
+        found = kind or ("region" if vector is not None else (await daemon.find(name))[0])
+        if found == "device":
+            queue = _queue(name, peer, vector)
+            await daemon.call_queue(name, queue, "Notify")
+            return found, queue
+        number = await daemon.peer_id(name, peer)
         if vector is None:
-            await daemon.call_region(region, "NotifyPeer", "q", number)
+            await daemon.call_region(name, "NotifyPeer", "q", number)
         else:
-            await daemon.call("Notify", "sqq", region, number, vector)
-        return number
+            await daemon.call_region(name, "Notify", "qq", number, vector)
+        return found, number
 
-    number = session.run(ring)
+    found, number = session.run(interrupt)
+    if found == "device":
+        session.done(f"interrupted the driver of queue {number} of {name}", device=name, queue=number)
+        return
     what = "all vectors" if vector is None else f"vector {vector}"
-    session.done(f"rang {what} of peer {number} in {region}", region=region, peer=number, vector=vector)
+    session.done(f"rang {what} of peer {number} in {name}", region=name, peer=number, vector=vector)
+
+
+def _queue(device: str, word: str, vector: int | None) -> int:
+    if vector is not None:
+        raise Refused(f'"{device}" is a device, and its queues have no vectors; leave the last argument out')
+    if not (word.isascii() and word.isdecimal() and int(word) <= UINT16_MAX):
+        raise Refused(f'"{word}" is no queue of device "{device}"; write its number: doorbellctl queues {device}')
+    return int(word)
+
+
+@click.command()
+@device_argument
+@click.argument("queue", type=click.IntRange(0, UINT16_MAX), required=False, shell_complete=complete_queue)
+@json_option
+@pass_session
+def kick(session: Session, device: str, queue: int | None) -> None:
+    r"""Have a device look at a queue now, as if the guest had kicked it; at all queues that run, without QUEUE.
+
+    That helps where a kick got lost, and shows whether one did: a request that waited is served at once.
+
+    \b
+    Examples:
+      doorbellctl kick disk0 3
+      doorbellctl kick disk0 && doorbellctl queues disk0
+    """
+
+    async def work(daemon: Daemon) -> list[int]:
+        wanted = [queue] if queue is not None else _that_run(device, await daemon.device(device))
+        for index in wanted:
+            await daemon.call_queue(device, index, "Kick")
+        return wanted
+
+    kicked = session.run(work)
+    which = f"{'queue' if len(kicked) == 1 else 'queues'} {', '.join(map(str, kicked))}"
+    session.done(f"kicked {which} of {device}", device=device, queues=kicked)
+
+
+def _that_run(name: str, device: dict[str, Any]) -> list[int]:
+    running = [queue["index"] for queue in device["queues"] if queue["started"] and queue["enabled"]]
+    if not running:
+        raise Refused(f'no queue of device "{name}" runs; a driver has to set one up: doorbellctl status {name}')
+    return running
 
 
 @click.command()
@@ -64,22 +123,39 @@ def broadcast(session: Session, region: str) -> None:
 
 
 @click.command()
-@region_argument
-@peer_argument
+@click.argument("name", shell_complete=complete_name)
+@click.argument("peer", required=False, shell_complete=complete_peer)
+@kind_option
 @json_option
 @pass_session
-def disconnect(session: Session, region: str, peer: str) -> None:
-    """Drop a peer's connection.
+def disconnect(session: Session, name: str, peer: str | None, kind: str | None) -> None:
+    """Drop the connection of a peer of a region, or that of a device's front-end.
 
-    PEER is an ID or the name of a VM. The others are told that it left, so nobody rings it any more. What it was given
-    it keeps: the memory, and the doorbells of those who were there. QEMU does not connect again by itself; the guest
-    is a peer again once it is started anew.
+    NAME is a region, and then PEER is an ID or the name of a VM; or it is a device, and then there is no PEER.
+
+    The other peers are told that it left, so nobody rings it any more. What it was given it keeps: the memory, and the
+    doorbells of those who were there. QEMU does not connect again by itself; the guest is a peer again once it is
+    started anew.
+
+    A device is brought to rest first, so that it never touches the guest's memory afterwards, and listens again for
+    the next front-end. QEMU connects again if its chardev has reconnect=.
     """
 
-    async def drop(daemon: Daemon) -> int:
-        number = await daemon.peer_id(region, peer)
-        await daemon.call_region(region, "Disconnect", "q", number)
+    async def drop(daemon: Daemon) -> int | None:
+        found = kind or ("region" if peer is not None else (await daemon.find(name))[0])
+        if found == "device":
+            if peer is not None:
+                raise Refused(f'device "{name}" has one front-end and no peers; leave PEER out')
+            await daemon.call_device(name, "Disconnect")
+            return None
+        if peer is None:
+            raise Refused(f'"{name}" is a region; name the PEER to disconnect: doorbellctl peers {name}')
+        number = await daemon.peer_id(name, peer)
+        await daemon.call_region(name, "Disconnect", "q", number)
         return number
 
     number = session.run(drop)
-    session.done(f"disconnected peer {number} of {region}", region=region, peer=number)
+    if number is None:
+        session.done(f"disconnected the front-end of {name}", device=name)
+    else:
+        session.done(f"disconnected peer {number} of {name}", region=name, peer=number)

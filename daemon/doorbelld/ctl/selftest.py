@@ -26,7 +26,8 @@ from ..bus.client import CallFailed, Match, Subscription, options
 from ..bus.names import REGION
 from ..errors import BusUnavailable
 from ..ivshmem.spec import in_units
-from .session import Daemon, Session, complete_region, json_option, pass_session, plural
+from .arguments import complete_region
+from .session import Daemon, Session, json_option, pass_session, plural
 from .simulated import SimulatedPeer
 
 SECONDS = 3.0

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
-
-    _IntType = click.ParamType[int]
-else:
-    _IntType = click.ParamType
+    from ..bus.client import CallFailed, Client
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 UINT16_MAX = 0xFFFF
 BUS_WORDS = ("auto", "system", "session", "private")
-COMPLETION_SECONDS = 0.7
+KINDS = ("region", "device")
+_NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 
 
 class Refused(click.ClickException):
@@ -68,8 +65,7 @@ class Session:
             agent = Agent()
             try:
                 async with await open_bus(self.bus) as client:
-                    if self.ask_password and sys.stdin.isatty():
-                        client.authenticate = agent.start
+                    self.let_authenticate(client, agent.start)
                     return await work(Daemon(client))
             finally:
                 agent.stop()
@@ -82,6 +78,11 @@ class Session:
             raise Refused(error.text) from None
         except BusUnavailable as error:
             raise NoDaemon(str(error)) from None
+
+    def let_authenticate(self, client: Client, start: Callable[[], Awaitable[None]]) -> None:
+        """Have *client* use *start* before somebody is asked for a password, if somebody is there and may be asked."""
+        if self.ask_password and sys.stdin.isatty():
+            client.authenticate = start
 
     def emit(self, value: Any) -> None:
         """Print *value* as JSON."""
@@ -117,21 +118,82 @@ class Daemon:
         try:
             reply = await self.client.call(paths.region(name), REGION, member, signature, body)
         except CallFailed as error:
-            if error.kind in ("UnknownObject", "UnknownInterface", "UnknownMethod"):
-                await self.call("ListPeers", "s", name)
+            if error.kind in _NOT_THERE:
+                await self.region(name)  # which tells what is wrong with the name
             raise
         return reply[0] if reply else None
 
+    async def call_device(self, name: str, member: str) -> None:
+        """Call a method of a device, without arguments; one that is not there is NoSuchDevice."""
+        from ..bus import paths
+        from ..bus.client import CallFailed
+        from ..bus.names import DEVICE
+
+        try:
+            await self.client.call(paths.device(name), DEVICE, member)
+        except CallFailed as error:
+            await self._explain(error, name)
+            raise
+
+    async def call_queue(self, device: str, queue: int, member: str) -> None:
+        """Call a method of a queue, without arguments; device and queue are told apart if one is not there."""
+        from ..bus import paths
+        from ..bus.client import CallFailed
+        from ..bus.names import QUEUE
+
+        try:
+            await self.client.call(paths.queue(device, queue), QUEUE, member)
+        except CallFailed as error:
+            await self._explain(error, device, queue)
+            raise
+
+    async def _explain(self, error: CallFailed, device: str, queue: int | None = None) -> None:
+        """Say what is not there, if that is why a call failed."""
+        if error.kind not in _NOT_THERE:
+            return
+        count = len((await self.device(device))["queues"])
+        if queue is not None and queue >= count:
+            raise Refused(f'device "{device}" has queues 0 to {count - 1}, not {queue}') from None
+
     async def describe(self) -> dict[str, Any]:
-        """Everything there is, as plain values."""
+        """Everything there is, as plain values, whose keys are spelled as in the configuration."""
         return dict(json.loads(await self.call("Describe")))
 
     async def region(self, name: str) -> dict[str, Any]:
         """One region of `describe`; CallFailed (NoSuchRegion) if it is not there."""
-        regions = (await self.describe())["regions"]
-        if name not in regions:
+        known = await self.describe()
+        if name not in known["regions"]:
+            if name in known["devices"]:
+                raise Refused(f'no region "{name}", but a device; doorbellctl status {name} shows it')
             await self.call("ListPeers", "s", name)  # it knows best how to say so
-        return dict(regions[name])
+        return dict(known["regions"][name])
+
+    async def device(self, name: str) -> dict[str, Any]:
+        """One device of `describe`; CallFailed (NoSuchDevice) if it is not there."""
+        known = await self.describe()
+        if name not in known["devices"]:
+            if name in known["regions"]:
+                raise Refused(f'no device "{name}", but a region; doorbellctl status {name} shows it')
+            await self.call("ListQueues", "s", name)
+        return dict(known["devices"][name])
+
+    async def find(self, name: str, kind: str = "") -> tuple[str, dict[str, Any]]:
+        """Look up a region or a device of `describe`: which of `KINDS` it is, and what is known of it.
+
+        Raises:
+            Refused: it is neither, or both and *kind* does not say which.
+            CallFailed: it is not of the *kind* given.
+        """
+        if kind:
+            return kind, await (self.region(name) if kind == "region" else self.device(name))
+        known = await self.describe()
+        found = [kind for kind in KINDS if name in known[f"{kind}s"]]
+        if len(found) > 1:
+            raise Refused(f'"{name}" is a region and a device; say which with --kind region or --kind device')
+        if not found:
+            there = "; ".join(f"{kind}s: {', '.join(known[f'{kind}s']) or 'none'}" for kind in KINDS)
+            raise Refused(f'no region "{name}", and no device of that name; there are {there}')
+        return found[0], dict(known[f"{found[0]}s"][name])
 
     async def peer_id(self, region: str, word: str) -> int:
         """Read a peer: its ID, ``host``, or the name of its VM."""
@@ -162,82 +224,6 @@ def json_option(function: F) -> F:
 
     option = click.option("--json", is_flag=True, expose_value=False, callback=turn_on, help="Print JSON.")
     return option(function)
-
-
-class Number(_IntType):
-    """A number of bytes: decimal, 0x hexadecimal, or with K, M or G."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it, or fail with words."""
-        if isinstance(value, int):
-            return value
-        text, factor = str(value).strip(), 1
-        if text[-1:].upper() in ("K", "M", "G") and not text.lower().startswith("0x"):
-            factor = 1 << {"K": 10, "M": 20, "G": 30}[text[-1].upper()]
-            text = text[:-1]
-        try:
-            number = int(text, 16 if text.lower().startswith("0x") else 10) * factor
-        except ValueError:
-            self.fail(f"{value!r} is no number; write one such as 4096, 0x1000 or 4K", param, ctx)
-        if not 0 <= number < 1 << 63:
-            self.fail(f"{value!r} is out of range", param, ctx)
-        return number
-
-
-def _ask(ctx: click.Context) -> dict[str, Any]:
-    """Describe the daemon for shell completion: quickly, or not at all."""
-    import asyncio
-
-    from . import remote
-
-    async def ask() -> dict[str, Any]:
-        from .bus_choice import open_bus
-
-        async with asyncio.timeout(COMPLETION_SECONDS):
-            async with await open_bus(ctx.find_root().params.get("bus") or "auto") as client:
-                return await Daemon(client).describe()
-
-    try:
-        if host := ctx.find_root().params.get("host"):
-            return remote.describe(host)
-        return asyncio.run(ask())
-    except Exception:  # completion never disturbs whoever types
-        return {"regions": {}}
-
-
-def complete_region(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the name of a region."""
-    return [name for name in _ask(ctx)["regions"] if name.startswith(incomplete)]
-
-
-def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
-    """Complete a peer of the region before it: IDs, with the VM's name beside."""
-    from click.shell_completion import CompletionItem
-
-    region = _ask(ctx)["regions"].get(ctx.params.get("region") or "", {"peers": []})
-    return [
-        CompletionItem(str(peer["id"]), help=peer["vm"] or f"pid {peer['pid']}")
-        for peer in region["peers"]
-        if str(peer["id"]).startswith(incomplete)
-    ]
-
-
-def complete_vector(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a vector of the region before it."""
-    vectors = _ask(ctx)["regions"].get(ctx.params.get("region") or "", {"vectors": 0})["vectors"]
-    return [number for number in map(str, range(vectors)) if number.startswith(incomplete)]
-
-
-def region_argument(function: F) -> F:
-    """Add the argument REGION."""
-    return click.argument("region", shell_complete=complete_region)(function)
-
-
-def peer_argument(function: F) -> F:
-    """Add the argument PEER."""
-    return click.argument("peer", shell_complete=complete_peer)(function)
 
 
 def validate_bus(_: click.Context, __: click.Parameter, value: str) -> str:

@@ -16,7 +16,8 @@ PROPERTIES = (
     *("NeedDaemonReload", "MainPID", "User", "NRestarts", "ActiveEnterTimestamp", "StatusText", "LimitNOFILE"),
     *("FileDescriptorStoreMax", "NFileDescriptorStore", "WatchdogUSec", "Restart"),
     *("ProtectSystem", "ProtectHome", "PrivateTmp", "NoNewPrivileges", "MemoryDenyWriteExecute", "DevicePolicy"),
-    *("RestrictNamespaces", "ReadWritePaths", "RuntimeDirectory"),
+    *("RestrictNamespaces", "ReadWritePaths", "RuntimeDirectory", "StateDirectory"),
+    *("BindPaths", "PrivateDevices", "DeviceAllow", "SystemCallFilter"),
 )
 
 
@@ -32,8 +33,11 @@ def output(command: Sequence[str]) -> str | None:
 def unit() -> dict[str, str]:
     """Give the properties of the daemon's unit; none where there is no systemd, or no such unit."""
     said = output(["systemctl", "show", UNIT, f"--property={','.join(PROPERTIES)}"]) or ""
-    pairs = (line.partition("=") for line in said.splitlines())
-    found = {key: value for key, equals, value in pairs if equals}
+    found: dict[str, str] = {}
+    for line in said.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found[key] = f"{found[key]} {value}" if key in found else value  # a list may come in several lines
     return {} if found.get("LoadState", "not-found") == "not-found" else found
 
 

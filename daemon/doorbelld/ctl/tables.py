@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -50,20 +50,46 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], emphasis: i
         click.echo(line if on_terminal else line.rstrip(), color=on_terminal or None)
 
 
+def facts(known: Mapping[str, str]) -> None:
+    """Print one fact a line."""
+    width = max(map(len, known))
+    for key, value in known.items():
+        click.echo(f"{click.style(key.rjust(width), bold=True)}: {value}")
+
+
 def overview(known: dict[str, Any], address: str) -> None:
-    """Print everything in short: the regions, and their peers beneath."""
+    """Print everything in short: the regions, and their peers beneath; then the devices."""
+    from . import device_tables
+
     regions: dict[str, dict[str, Any]] = known["regions"]
+    devices: dict[str, dict[str, Any]] = known["devices"]
     peers = sum(len(region["peers"]) for region in regions.values())
     used, limit = known["descriptors"]["in-use"], known["descriptors"]["limit"]
     where = address.removeprefix("unix:path=")
-    click.echo(
-        f"doorbelld {known['version']} on {where}: {plural(len(regions), 'region')}, {plural(peers, 'peer')}, "
-        f"{used} of {limit} descriptors in use"
-    )
+    click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used} of {limit} descriptors in use")
     click.echo()
-    if not regions:
+    if not regions and not devices:
         click.echo(_NOTHING_YET)
         return
+    if regions:
+        _overview_of_regions(regions, peers)
+    if devices:
+        click.echo("\n" * bool(regions), nl=False)
+        device_tables.overview(devices)
+        if not any(device["front-end"] for device in devices.values()):
+            name = next(iter(devices))
+            click.echo()
+            click.echo(f"No front-end is connected. What a guest needs: doorbellctl qemu-args {name}")
+
+
+def counts(known: Mapping[str, Any]) -> str:
+    """Say how much there is."""
+    peers = sum(len(region["peers"]) for region in known["regions"].values())
+    words = f"{plural(len(known['regions']), 'region')}, {plural(peers, 'peer')}"
+    return f"{words}, {plural(len(known['devices']), 'device')}" if known["devices"] else words
+
+
+def _overview_of_regions(regions: Mapping[str, Mapping[str, Any]], peers: int) -> None:
     table(
         ("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"),
         ([name, in_units(r["size"]), r["vectors"], len(r["peers"]), r["socket"]] for name, r in regions.items()),
@@ -84,14 +110,15 @@ def overview(known: dict[str, Any], address: str) -> None:
 
 
 _NOTHING_YET = """\
-It serves no region yet. Make one, see what a guest needs to connect, and try it out:
+It serves no region yet, and no device. Make one, see what a guest needs to connect, and try it out:
 
   doorbellctl create demo --size 4M --vectors 4
-  doorbellctl qemu-args demo
+  doorbellctl create-device entropy rng
+  doorbellctl qemu-args demo entropy
   doorbellctl selftest demo
 
-A region made so is gone when the daemon stops; one that is to stay is a [region.demo] in its configuration
-(/etc/doorbelld/doorbelld.toml, then doorbellctl reload)."""
+What is made so is gone when the daemon stops; what is to stay is a [region.demo] or a [device.entropy] in its
+configuration (/etc/doorbelld/doorbelld.toml, then doorbellctl reload)."""
 
 
 def peers_of(region: dict[str, Any]) -> None:
@@ -112,7 +139,7 @@ def status(name: str, region: dict[str, Any]) -> None:
     """Print one region in detail: what it is, its host peer, its peers and what waits for them."""
     host = region["host-peer"]
     stall = f"{region['stall-timeout']:g} s" if region["stall-timeout"] else "never"
-    facts = {
+    known = {
         "Region": name,
         "Socket": region["socket"],
         "Access": access(region),
@@ -124,9 +151,7 @@ def status(name: str, region: dict[str, Any]) -> None:
         "Host rings": f"{sum(region['host-rings'])}{_where(region['host-rings'])}" if host else _NONE,
         "Stall limit": stall,
     }
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        click.echo(f"{click.style(key.rjust(width), bold=True)}: {value}")
+    facts(known)
     click.echo()
     if not region["peers"]:
         click.echo(f"No peer is connected. What a guest needs to connect: doorbellctl qemu-args {name}")
@@ -143,11 +168,11 @@ def status(name: str, region: dict[str, Any]) -> None:
     )
 
 
-def access(region: dict[str, Any]) -> str:
-    """Say who may connect to a region's socket."""
-    owner = f"user {region['owner']}" if region["owner"] else "the daemon's user"
-    group = f"group {region['group']}" if region["group"] else "the daemon's group"
-    return f"{owner}, {group}, mode {region['mode']}"
+def access(known: Mapping[str, Any]) -> str:
+    """Say who may connect to the socket of a region or a device."""
+    owner = f"user {known['owner']}" if known["owner"] else "the daemon's user"
+    group = f"group {known['group']}" if known["group"] else "the daemon's group"
+    return f"{owner}, {group}, mode {known['mode']}"
 
 
 def pending_in_words(pending: Sequence[int]) -> str:

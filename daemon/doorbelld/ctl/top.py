@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command top: the load of regions and peers, again and again.
+"""The command top: the load of regions, peers and devices, again and again.
 
-Each refresh costs the daemon one call (``Describe``); joins and leaves are counted from its signals. A `Sample` is
-what was seen at one moment, `frame` puts two of them together into rates, and a `Screen` shows that: on the whole
-terminal, in plain columns, or as a line of JSON.
+Each refresh costs the daemon one call (``Describe``); joins and leaves are counted from its signals. `load` makes
+rates of what was seen, and a screen shows them: on the whole terminal, in plain columns, or as a line of JSON.
 """
 
 from __future__ import annotations
@@ -16,124 +15,22 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import tables
-from .process import Usage, in_words, usage
-from .session import Daemon, Session, json_option, pass_session, plural
+from .load import Sample, all_tables, frame, headline
+from .process import usage
+from .session import Daemon, Session, json_option, pass_session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
     from rich.table import Table
 
     from ..bus.client import Client, Signal
-
-_REGIONS = ("REGION", ">PEERS", ">BACKLOG", ">RINGS/S", "BY VECTOR", ">RINGS", ">JOINS/S", ">LEAVES/S")
-_PEERS = ("REGION", ">PEER", "VM", ">PID", ">VECTORS", "SINCE", ">BACKLOG")
-_NOT_YET = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What was seen at a moment: when (monotonic), of which daemon, and its joins and leaves heard of so far."""
-
-    at: float
-    owner: str
-    pid: int
-    known: dict[str, Any]
-    usage: Usage | None
-    joins: Counter[str]
-    leaves: Counter[str]
-
-
-def frame(before: Sample | None, now: Sample) -> dict[str, Any]:
-    """Put two samples together: what there is *now*, and rates since *before*; rates are None without that."""
-    seconds = None if before is None else now.at - before.at
-    same = before is not None and before.owner == now.owner
-    cpu = None
-    if same and before is not None and before.usage and now.usage and seconds:
-        cpu = round(100 * (now.usage.cpu - before.usage.cpu) / seconds, 1)
-    regions = {}
-    for name, region in now.known["regions"].items():
-        totals = region["host-rings"]
-        earlier = before.known["regions"].get(name, {}).get("host-rings", []) if before is not None else []
-        rates: dict[str, Any] = {"rings-per-second": None, "joins-per-second": None, "leaves-per-second": None}
-        if before is not None and seconds:
-            rates = {
-                "rings-per-second": [round(count / seconds, 1) for count in _since(earlier, totals)],
-                "joins-per-second": round((now.joins[name] - before.joins[name]) / seconds, 1),
-                "leaves-per-second": round((now.leaves[name] - before.leaves[name]) / seconds, 1),
-            }
-        regions[name] = {
-            "vectors": region["vectors"],
-            "max-peers": region["max-peers"],
-            "backlog": sum(peer["backlog"] for peer in region["peers"]),
-            "rings": totals,
-            **rates,
-            "peers": region["peers"],
-        }
-    return {
-        "version": now.known["version"],
-        "interval": None if seconds is None else round(seconds, 3),
-        "pid": now.pid,
-        "cpu-percent": cpu,
-        "memory": now.usage.memory if now.usage else None,
-        "descriptors": now.known["descriptors"],
-        "regions": regions,
-    }
-
-
-def _since(before: Sequence[int], now: Sequence[int]) -> list[int]:
-    """Give what was added to each total; one that went down, or is new, counts from nothing."""
-    earlier = [*before, *[0] * len(now)][: len(now)]
-    return [total - first if total >= first else total for first, total in zip(earlier, now, strict=True)]
-
-
-def headline(made: dict[str, Any]) -> str:
-    """Say how the daemon is."""
-    peers = sum(len(region["peers"]) for region in made["regions"].values())
-    cpu = _NOT_YET if made["cpu-percent"] is None else f"{made['cpu-percent']} %"
-    memory = _NOT_YET if made["memory"] is None else in_words(made["memory"])
-    used = made["descriptors"]
-    return (
-        f"doorbelld {made['version']}, pid {made['pid']}: CPU {cpu}, memory {memory}, "
-        f"{used['in-use']} of {used['limit']} descriptors; {plural(len(made['regions']), 'region')}, "
-        f"{plural(peers, 'peer')}"
-    )
-
-
-def region_rows(made: dict[str, Any]) -> Iterator[list[object]]:
-    """Give the rows of the table of regions, the busiest first."""
-
-    def busy(item: tuple[str, Any]) -> tuple[float, str]:
-        return -sum(item[1]["rings-per-second"] or ()), item[0]
-
-    for name, region in sorted(made["regions"].items(), key=busy):
-        rates = region["rings-per-second"]
-        by_vector = ", ".join(f"{vector}: {rate:g}" for vector, rate in enumerate(rates or ()) if rate)
-        yield [
-            *(name, len(region["peers"]), region["backlog"]),
-            *(_NOT_YET if rates is None else f"{sum(rates):.1f}", by_vector or _NOT_YET, sum(region["rings"])),
-            *(_rate(region["joins-per-second"]), _rate(region["leaves-per-second"])),
-        ]
-
-
-def _rate(value: float | None) -> object:
-    return _NOT_YET if value is None else value
-
-
-def peer_rows(made: dict[str, Any]) -> list[list[object]]:
-    """Give the rows of the table of peers, those that most waits for first."""
-    peers = [(name, peer) for name, region in made["regions"].items() for peer in region["peers"]]
-    peers.sort(key=lambda item: (-item[1]["backlog"], item[0], item[1]["id"]))
-    return [
-        [name, p["id"], p["vm"] or _NOT_YET, p["pid"], p["vectors"], tables.when(p["since"]), p["backlog"]]
-        for name, p in peers
-    ]
 
 
 class JsonScreen:
@@ -163,12 +60,9 @@ class PlainScreen:
     def show(self, made: dict[str, Any]) -> None:
         """Print a frame."""
         click.echo(f"{_clock()}  {headline(made)}")
-        if made["regions"]:
+        for headings, rows in all_tables(made):
             click.echo()
-            tables.table(_REGIONS, region_rows(made))
-        if rows := peer_rows(made):
-            click.echo()
-            tables.table(_PEERS, rows)
+            tables.table(headings, rows)
         click.echo()
         sys.stdout.flush()
 
@@ -187,27 +81,41 @@ class PlainScreen:
 
 
 class FullScreen:
-    """The whole terminal; what does not fit is cut off at the lower end. In ``with`` only: the end restores it."""
+    """The whole terminal, from the first frame on; what does not fit is cut off at the lower end.
 
-    def __init__(self, delay: float) -> None:
+    In ``with`` only: the end restores the terminal, and so does `leave`, until the next frame. *quit_now* is cancelled
+    when q is typed.
+    """
+
+    def __init__(self, delay: float, quit_now: asyncio.Task[Any]) -> None:
         from rich.console import Console
-        from rich.live import Live
 
         self._delay = delay
-        self._live = Live(
-            console=Console(markup=False, emoji=False, highlight=False),
-            screen=True,
-            auto_refresh=False,
-            vertical_overflow="crop",
-        )
+        self._quit_now = quit_now
+        self._console = Console(markup=False, emoji=False, highlight=False)
+        self._live: Live | None = None
+        self._taken = contextlib.ExitStack()
         self._last: dict[str, Any] | None = None
 
     def __enter__(self) -> FullScreen:
-        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the terminal back for now: somebody is to be asked for a password on it."""
+        self._live = None
+        self._taken.close()
+
+    def _enter(self) -> Live:
+        from rich.live import Live
+
+        if self._live is None:
+            self._taken.enter_context(_keys(self._quit_now))
+            live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
+            self._live = self._taken.enter_context(live)
+        return self._live
 
     def show(self, made: dict[str, Any]) -> None:
         """Show a frame."""
@@ -227,13 +135,13 @@ class FullScreen:
 
         parts: list[RenderableType] = [Text(f"{_clock()}  {words}", style=style)]
         if self._last is not None:
-            parts += [Text(headline(self._last)), Text(), _grid(_REGIONS, region_rows(self._last))]
-            peers = peer_rows(self._last)[: self._live.console.height]
-            parts += [Text(), _grid(_PEERS, peers)] if peers else []
-        self._live.update(Group(*parts), refresh=True)
+            parts.append(Text(headline(self._last)))
+            for headings, rows in all_tables(self._last):
+                parts += [Text(), _grid(headings, rows[: self._console.height])]
+        self._enter().update(Group(*parts), refresh=True)
 
 
-def _grid(headings: Sequence[str], rows: Iterator[list[object]] | list[list[object]]) -> Table:
+def _grid(headings: Sequence[str], rows: list[list[object]]) -> Table:
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold reverse")
@@ -368,12 +276,13 @@ class Top:
 @json_option
 @pass_session
 def top(session: Session, delay: float, iterations: int | None, batch: bool) -> None:
-    r"""Show the load of regions and peers, live, until q or Ctrl-C.
+    r"""Show the load of regions, peers and devices, live, until q or Ctrl-C.
 
     Regions: how many peers there are, messages that wait for them, rings of the host peer per second, in all and by
-    vector, joins and leaves per second. Peers: those that most waits for come first. The daemon: its CPU, memory and
-    descriptors. Guests ring each other without the daemon, so those rings are not seen. The first look has no
-    rates yet. If the daemon goes away, top waits for it.
+    vector, joins and leaves per second. Peers: those that most waits for come first. Devices: requests and bytes per
+    second, what is in flight, kicks that came and interrupts that went, the busiest first. The daemon: its CPU,
+    memory and descriptors. Guests ring each other without the daemon, so those rings are not seen. The first look has
+    no rates yet. If the daemon goes away, top waits for it.
 
     Into a pipe it prints plain columns; with --json, one object per line and look.
 
@@ -382,21 +291,22 @@ def top(session: Session, delay: float, iterations: int | None, batch: bool) -> 
       doorbellctl top -d 0.5
       doorbellctl top --batch -n 2 -d 10                  the load of ten seconds
       doorbellctl top --json | jq '.regions.demo."rings-per-second"'
+      doorbellctl top --json | jq '.devices.disk0."requests-per-second"'
     """
     from .lasting import Stopped, outlive, run_until_stopped
 
     async def on_terminal() -> None:
         task = asyncio.current_task()
         assert task is not None
-        with FullScreen(delay) as screen, _keys(task):
-            await run(screen)
+        with FullScreen(delay, task) as screen:
+            await run(screen, screen.leave)
 
-    async def run(screen: JsonScreen | PlainScreen | FullScreen) -> None:
+    async def run(screen: JsonScreen | PlainScreen | FullScreen, make_way: Callable[[], None]) -> None:
         work = Top(screen, delay, iterations or 0)
-        await outlive(session.bus, work.watch, work.lose)
+        await outlive(session, work.watch, work.lose, make_way)
 
     async def elsewhere() -> None:
-        await run(JsonScreen() if session.json else PlainScreen())
+        await run(JsonScreen() if session.json else PlainScreen(), lambda: None)
 
     with contextlib.suppress(Stopped):
         run_until_stopped(elsewhere if batch or session.json or not sys.stdout.isatty() else on_terminal)

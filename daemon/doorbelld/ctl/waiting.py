@@ -26,17 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .session import (
-    UINT16_MAX,
-    Daemon,
-    Refused,
-    Session,
-    complete_vector,
-    json_option,
-    pass_session,
-    plural,
-    region_argument,
-)
+from .arguments import complete_vector, region_argument
+from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
 
 if TYPE_CHECKING:
     from ..bus.client import Client, Subscription
@@ -112,7 +103,7 @@ class Wait:
         self._seconds = seconds
         try:
             async with asyncio.timeout(seconds) as self._time:
-                return await outlive(self._session.bus, self._on_bus, self._gone)
+                return await outlive(self._session, self._on_bus, self._gone)
         except TimeoutError:
             click.echo(f"doorbellctl: {self._region}: nobody rang in {seconds:g} s", err=True)
             return TIMED_OUT

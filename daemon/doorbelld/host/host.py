@@ -402,6 +402,7 @@ def _describe_device(device: Backend) -> dict[str, Any]:
     who = device.who
     return {
         **device.spec.as_options(),
+        **_dashed({key: _plain(value) for key, value in dataclasses.asdict(device.spec.own).items()}),
         "virtio-id": device.virtio_id,
         "state": device.state.value,
         "reason": device.reason,
@@ -416,6 +417,16 @@ def _describe_device(device: Backend) -> dict[str, Any]:
             "features": device.feature_names(device.accepted_features),
             "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
         },
-        "memory": [region._asdict() for region in device.memory_regions],
-        "queues": [dataclasses.asdict(queue) for queue in device.queues()],
+        "memory": [_dashed(region._asdict()) for region in device.memory_regions],
+        "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
     }
+
+
+def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell keys as the configuration does."""
+    return {key.replace("_", "-"): value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON can say of an option of somebody's own type."""
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

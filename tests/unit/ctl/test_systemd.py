@@ -24,6 +24,11 @@ def test_the_units_properties(path: Path) -> None:
     assert systemd.unit() == {"LoadState": "loaded", "StatusText": "a=b", "DropInPaths": ""}
 
 
+def test_a_list_in_several_lines(path: Path) -> None:
+    program(path, "systemctl", 'printf "DeviceAllow=/dev/a rw\\nLoadState=loaded\\nDeviceAllow=/dev/b r\\n"')
+    assert systemd.unit()["DeviceAllow"] == "/dev/a rw /dev/b r"
+
+
 @pytest.mark.parametrize("script", ['echo "LoadState=not-found"', "echo LoadState=loaded; exit 1", ":"])
 def test_no_unit(path: Path, script: str) -> None:
     program(path, "systemctl", script)

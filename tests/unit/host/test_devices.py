@@ -64,7 +64,8 @@ async def test_a_device_is_made_told_found_served_and_removed(
     assert described["front-end"]["pid"] == os.getpid()
     assert "REPLY_ACK" in described["front-end"]["protocol-features"]
     assert [queue["requests"] for queue in described["queues"]] == [1]
-    assert len(described["memory"]) == 1
+    assert [region["size"] for region in described["memory"]] == [1 << 20]
+    assert not [key for part in (described, *described["memory"], *described["queues"]) for key in part if "_" in key]
     await host.remove_device("a")
     assert isinstance(heard[-1], DeviceRemoved)
     changes = [(event.old.value, event.new.value) for event in heard if isinstance(event, StateChanged)]
@@ -134,3 +135,9 @@ async def test_closing_ends_every_front_end(host: Host, heard: list[HostEvent]) 
     assert device.reason == "the daemon stops"
     assert frontend.sock.recv(1) == b""
     frontend.close()
+
+
+async def test_the_options_of_its_type_are_described(host: Host) -> None:
+    raw = {"type": "rng", "rate": "1M"}
+    await host.create_device(DeviceSpec.parse("e", raw, "device.e", devices.find))
+    assert host.describe()["devices"]["e"]["rate"] == 1 << 20

@@ -21,63 +21,78 @@ _LOCAL_ABSTRACTION = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
 _RULE = re.compile(r'^\s*(?:owner\s+|file\s+)*"?(?P<path>[/@][^"\s]*)"?\s+(?P<rights>[a-zA-Z]+)\s*,', re.M)
 _RULE_REVERSED = re.compile(r'^\s*(?:owner\s+|file\s+)*(?P<rights>[a-zA-Z]+)\s+"?(?P<path>[/@][^"\s]*?)"?\s*,', re.M)
 _SVIRT_TYPES = ("svirt_image_t", "svirt_tmpfs_t", "qemu_var_run_t", "virt_var_run_t")
-_PASS, _WRITE = 1, 2
+PASS, WRITE, READ = 1, 2, 4
 
 
 def sockets(view: View) -> Iterator[Finding]:
-    """Each region's socket is there and served, and the users that run guests can reach it; so can whoever asks."""
-    if not view.regions:
-        yield skipped("no region is served")
+    """Each socket is there and served, and the users that run guests can reach it; so can whoever asks."""
+    if not (served := listening(view)):
+        yield skipped("no region or device is served")
         return
     users = [user for name in QEMU_USERS if (user := view.user(name)) is not None]
-    for name, region in view.regions.items():
-        path = region["socket"]
+    for title, path in served:
         try:
             status = view.place(path).stat()
         except FileNotFoundError:
             cure = "somebody removed it; systemctl restart doorbelld makes it anew"
-            yield wrong(f'region "{name}": {path} is not there, so no guest can connect', cure)
+            yield wrong(f"{title}: {path} is not there, so no guest can connect", cure)
             continue
         except PermissionError:
-            yield skipped(f'region "{name}": you may not look at {path}; ask as root')
+            yield skipped(f"{title}: you may not look at {path}; ask as root")
             continue
         if not stat.S_ISSOCK(status.st_mode):
-            yield wrong(f'region "{name}": {path} is no socket', "remove it, then systemctl restart doorbelld")
+            yield wrong(f"{title}: {path} is no socket", "remove it, then systemctl restart doorbelld")
             continue
         if view.served(path) is False:
             cure = "systemctl restart doorbelld makes it anew"
-            yield wrong(f'region "{name}": nobody listens on {path}, though the daemon says that it does', cure)
+            yield wrong(f"{title}: nobody listens on {path}, though the daemon says that it does", cure)
             continue
-        obstacles = [finding for user in users if (finding := _obstacle(view, name, path, user, wrong)) is not None]
-        if view.me not in users and (finding := _obstacle(view, name, path, view.me, hint)) is not None:
+        obstacles = [finding for user in users if (finding := _obstacle(view, title, path, user, wrong)) is not None]
+        if view.me not in users and (finding := _obstacle(view, title, path, view.me, hint)) is not None:
             obstacles.append(finding)
         yield from obstacles
         if not obstacles:
             who = " and ".join(dict.fromkeys([*(user.name for user in users), view.me.name]))
-            yield fine(f'region "{name}": {who} can connect to {path}')
+            yield fine(f"{title}: {who} can connect to {path}")
 
 
-def _obstacle(view: View, region: str, path: str, user: User, level: Callable[[str, str], Finding]) -> Finding | None:
-    """Find what keeps *user* from connecting to *path*; None if nothing does."""
+def listening(view: View) -> list[tuple[str, str]]:
+    """Give what listens, as it is called (region "demo"), and its socket; a device that connects does not."""
+    regions = [(f'region "{name}"', known["socket"]) for name, known in view.regions.items()]
+    devices = [(f'device "{name}"', known["socket"]) for name, known in view.devices.items() if not known["connect"]]
+    return regions + devices
+
+
+def barrier(view: View, path: str, user: User, want: int) -> tuple[str, str] | None:
+    """Find what keeps *user* from *path*, of which it wants `PASS`, `WRITE`, `READ`: where, and what is there."""
     real = PurePosixPath(view.real(path))
     for part in [*reversed(real.parents), real]:
-        last = part == real
         try:
             status = view.place(str(part)).stat()
         except OSError:
             continue
-        if allowed(user, status, view.acl(str(part)), _WRITE if last else _PASS):
+        wants = [bit for bit in (PASS, WRITE, READ) if want & bit] if part == real else [PASS]
+        acl = view.acl(str(part))
+        if all(allowed(user, status, acl, bit) for bit in wants):
             continue
         owner = f"{view.user_name(status.st_uid)}:{view.group_name(status.st_gid)}"
-        what = f"{part} ({owner}, mode {stat.S_IMODE(status.st_mode):04o})"
-        if last:
-            found = f'region "{region}": {user.name} may not connect to {what}'
-            cure = f'write group = "{user.group or "kvm"}" in [region.{region}], or let {user.name} join its group'
-        else:
-            found = f'region "{region}": {user.name} may not pass {what} on the way to its socket'
-            cure = f"chmod a+x {part}, or choose a socket path elsewhere"
-        return level(found, cure)
+        return str(part), f"{part} ({owner}, mode {stat.S_IMODE(status.st_mode):04o})"
     return None
+
+
+def _obstacle(view: View, title: str, path: str, user: User, level: Callable[[str, str], Finding]) -> Finding | None:
+    """Tell what keeps *user* from connecting to *path*; None if nothing does."""
+    if (found := barrier(view, path, user, WRITE)) is None:
+        return None
+    where, what = found
+    if where == view.real(path):
+        said = f"{title}: {user.name} may not connect to {what}"
+        table = title.replace(" ", ".").replace('"', "")
+        cure = f'write group = "{user.group or "kvm"}" in [{table}], or let {user.name} join its group'
+    else:
+        said = f"{title}: {user.name} may not pass {what} on the way to its socket"
+        cure = f"chmod a+x {where}, or choose a socket path elsewhere"
+    return level(said, cure)
 
 
 def apparmor(view: View) -> Iterator[Finding]:
@@ -90,7 +105,7 @@ def apparmor(view: View) -> Iterator[Finding]:
         return
     more = [f"{_ABSTRACTION}.d/{file.name}" for file in sorted(view.place(f"{_ABSTRACTION}.d").glob("*"))]
     text = "\n".join(view.read(path) for path in (_ABSTRACTION, _LOCAL_ABSTRACTION, *more))
-    missing = [path for region in view.regions.values() if not permits(text, path := view.real(region["socket"]))]
+    missing = [path for _, socket in listening(view) if not permits(text, path := view.real(socket))]
     if not missing:
         yield fine("libvirt's guests may open our sockets")
         return
@@ -130,17 +145,15 @@ def selinux(view: View) -> Iterator[Finding]:
     if view.read("/sys/fs/selinux/enforce").strip() != "1":
         yield skipped("it is not enforced")
         return
-    for name, region in view.regions.items():
-        path = region["socket"]
+    for title, path in listening(view):
         label = view.label(path)
         kind = (label.split(":") + [""] * 3)[2]
         if kind in _SVIRT_TYPES:
-            yield fine(f'region "{name}": {path} has the type {kind}')
+            yield fine(f"{title}: {path} has the type {kind}")
             continue
         directory = os.path.dirname(path)
         yield hint(
-            f'region "{name}": {path} has the context {label or "unknown"}, and guests confined by sVirt may not be '
-            "let in",
+            f"{title}: {path} has the context {label or 'unknown'}, and guests confined by sVirt may not be let in",
             f"semanage fcontext -a -t svirt_image_t '{directory}(/.*)?' && restorecon -R {directory}; what is denied "
             "then, ausearch -m avc -ts recent shows",
         )
@@ -148,7 +161,7 @@ def selinux(view: View) -> Iterator[Finding]:
 
 def stale(view: View) -> Iterator[Finding]:
     """No socket lies about that nobody serves: a guest that was told of it is refused."""
-    served = {region["socket"] for region in view.regions.values()}
+    served = {path for _, path in listening(view)}
     directories = {RUNTIME_DIRECTORY, *(os.path.dirname(os.path.dirname(path)) for path in served)}
     found = False
     for directory in sorted(directories):
@@ -157,7 +170,7 @@ def stale(view: View) -> Iterator[Finding]:
             if path in served or not place.is_socket() or view.served(path) is not False:
                 continue
             found = True
-            cure = f"rm {path}; or, if guests are to connect there, make region {place.parent.name} again"
+            cure = f"rm {path}; or, if guests are to connect there, make {place.parent.name} again"
             yield hint(f"{path}: nobody listens there", cure)
     if not found:
         yield fine("there is none")

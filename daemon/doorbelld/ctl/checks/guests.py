@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...fds.peercred import vm_name_of
+from ..paste_devices import front_end_of
 from .access import RUNTIME_DIRECTORY
 from .view import Finding, View, fine, hint, skipped, wrong
 
@@ -20,6 +22,9 @@ _SHARED_BY_DEFAULT = ("memory-backend-memfd", "memory-backend-shm")
 _VECTORS_DEFAULT = 1
 """Vectors of an ivshmem-doorbell that was not told how many."""
 _ON = ("on", "true", "yes", "y")
+_TRANSPORT = re.compile(r"-(pci(-(non-)?transitional)?|device|ccw)$")
+_GENERIC = ("vhost-user-device", "vhost-user-device-pci", "vhost-user-test-device", "vhost-user-test-device-pci")
+"""QEMU's front-end for whatever there is, in all its versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +106,30 @@ class Guest:
         return found if found is not None and found.kind == "socket" and found.get("path") else None
 
 
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A socket of ours that guests connect to: what it is (region "demo"), and how it is described."""
+
+    kind: str
+    name: str
+    known: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return f'{self.kind} "{self.name}"'
+
+    @property
+    def cure(self) -> str:
+        """How a guest is to be started."""
+        return f"doorbellctl qemu-args {self.name} shows how"
+
+
 def guests(view: View) -> Iterator[Finding]:
     """Each QEMU that uses one of our sockets, or a region's memory, was started so that it works."""
     count = 0
-    sockets = {view.real(region["socket"]): name for name, region in view.regions.items()}
+    kinds = (("region", view.regions), ("device", view.devices))
+    sockets = {view.real(k["socket"]): Ours(kind, name, k) for kind, all_ in kinds for name, k in all_.items()}
     memories = {path: name for name, region in view.regions.items() if (path := _memory_path(region["backing"]))}
     for pid, words in sorted(view.processes()):
         if not _QEMU.fullmatch(os.path.basename(words[0])):
@@ -135,41 +160,59 @@ def _memory_path(backing: str) -> str:
     return f"/dev/shm/{target}" if kind == "shm" else target
 
 
-def _chardevs(view: View, guest: Guest, sockets: Mapping[str, str]) -> Iterator[Finding]:
+def _chardevs(view: View, guest: Guest, sockets: Mapping[str, Ours]) -> Iterator[Finding]:
     for chardev in guest.chardevs.values():
         path = _path(view, chardev)
+        ours = sockets.get(path)
         below = path.startswith(f"{RUNTIME_DIRECTORY}/")
-        if chardev.kind != "socket" or not (path in sockets or below):
+        if chardev.kind != "socket" or not (ours or below):
             continue
         identity = chardev.get("id")
-        if chardev.on("server"):
+        listens = ours is not None and ours.kind == "device" and ours.known["connect"]
+        if chardev.on("server") and not listens:
             cure = (
                 "leave server= and wait= out: QEMU is the client, doorbelld the server; doorbellctl qemu-args shows it"
             )
             yield wrong(f"{guest.title}: its chardev {identity} wants to be the server of {path}", cure)
-        elif path not in sockets:
-            cure = "doorbellctl lists the regions and their sockets"
-            yield hint(f"{guest.title}: its chardev {identity} connects to {path}, which is no region's socket", cure)
-        if chardev.get("reconnect") not in ("", "0") or chardev.get("reconnect-ms") not in ("", "0"):
+        elif listens and not chardev.on("server"):
+            cure = f"add server=on; {ours.cure if ours else ''}"
+            yield wrong(f"{guest.title}: its chardev {identity} connects to {path}, and so does doorbelld", cure)
+        elif ours is None:
+            cure = "doorbellctl lists the regions and devices and their sockets"
+            words = "which is no region's or device's socket"
+            yield hint(f"{guest.title}: its chardev {identity} connects to {path}, {words}", cure)
+        again = {chardev.get("reconnect"), chardev.get("reconnect-ms")} - {"", "0"}
+        if again and not (ours and ours.kind == "device"):
             cure = "leave reconnect= out; a restart of doorbelld does not end the connection"
             yield wrong(f"{guest.title}: its chardev {identity} has reconnect=, on which ivshmem hangs", cure)
+        if ours and ours.kind == "device" and not again and not listens and _finds_again(ours):
+            cure = f"add reconnect=1, or it loses {ours.title} when doorbelld is restarted; {ours.cure}"
+            yield hint(f"{guest.title}: its chardev {identity} is without reconnect=", cure)
 
 
-def _doorbells(view: View, guest: Guest, sockets: Mapping[str, str]) -> Iterator[Finding]:
+def _finds_again(ours: Ours) -> bool:
+    return front_end_of(ours.known["virtio-id"]).reconnects
+
+
+def _doorbells(view: View, guest: Guest, sockets: Mapping[str, Ours]) -> Iterator[Finding]:
     for device in guest.devices:
         chardev = guest.chardev(device)
-        if device.kind != "ivshmem-doorbell" or chardev is None or _path(view, chardev) not in sockets:
+        ours = sockets.get(_path(view, chardev)) if chardev is not None else None
+        if device.kind != "ivshmem-doorbell" or ours is None:
             continue
-        name = sockets[_path(view, chardev)]
-        have, text = view.regions[name]["vectors"], device.get("vectors") or str(_VECTORS_DEFAULT)
+        if ours.kind != "region":
+            said = f"{guest.title}: ivshmem-doorbell connects to {ours.title}, which is no region"
+            yield wrong(said, f"connect it to a region's socket; for the device, {ours.cure}")
+            continue
+        have, text = ours.known["vectors"], device.get("vectors") or str(_VECTORS_DEFAULT)
         try:
             count = int(text, 0)
         except ValueError:  # QEMU has refused it, or it is no QEMU
             continue
         if count != have:
             lost = "some doorbells never reach it" if count < have else "some of its vectors are never rung"
-            cure = f"start it with vectors={have}; doorbellctl qemu-args {name} shows how"
-            yield wrong(f'{guest.title}: its device has vectors={count}, region "{name}" has {have}: {lost}', cure)
+            cure = f"start it with vectors={have}; {ours.cure}"
+            yield wrong(f"{guest.title}: its device has vectors={count}, {ours.title} has {have}: {lost}", cure)
 
 
 def _plain(guest: Guest, memories: Mapping[str, str]) -> Iterator[Finding]:
@@ -183,18 +226,22 @@ def _plain(guest: Guest, memories: Mapping[str, str]) -> Iterator[Finding]:
             yield wrong(f'{guest.title}: it has a copy of its own of the memory of region "{name}"', cure)
 
 
-def _vhost_user(view: View, guest: Guest, sockets: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at vhost-user front-ends on our sockets: they need guest memory that can be shared."""
+def _vhost_user(view: View, guest: Guest, sockets: Mapping[str, Ours]) -> Iterator[Finding]:
+    """Look at vhost-user front-ends on our sockets: they need the right device, and guest memory that is shared."""
     ends = [device for device in guest.devices if device.kind.startswith("vhost-user-")]
     ends += [netdev for netdev in guest.netdevs if netdev.kind == "vhost-user"]
     on_ours = False
     for end in ends:
         chardev = guest.chardev(end)
         path = _path(view, chardev) if chardev is not None else ""
-        if path in sockets:
-            cure = f"connect it to a device's socket; this one is for: doorbellctl qemu-args {sockets[path]}"
+        ours = sockets.get(path)
+        if ours is not None and ours.kind == "region":
+            cure = f"connect it to a device's socket; this one is for: doorbellctl qemu-args {ours.name}"
             yield wrong(f"{guest.title}: {end.kind} connects to {path}, which is an ivshmem region's", cure)
-        on_ours |= path in sockets or path.startswith(f"{RUNTIME_DIRECTORY}/")
+        elif ours is not None and not _suits(end.kind, ours.known["virtio-id"]):
+            said = f"{guest.title}: {end.kind} connects to {ours.title}, which is of type {ours.known['type']}"
+            yield wrong(f"{said}: the guest's driver can't use it", f"{ours.cure}")
+        on_ours |= ours is not None or path.startswith(f"{RUNTIME_DIRECTORY}/")
     if not on_ours:
         return
     plain = {device.get("memdev") for device in guest.devices if device.kind == "ivshmem-plain"}
@@ -209,6 +256,17 @@ def _vhost_user(view: View, guest: Guest, sockets: Mapping[str, str]) -> Iterato
     for identity, memory in memories.items():
         if not _shared(memory):
             yield wrong(f"{guest.title}: vhost-user, and its memory {identity} is without share=on", cure)
+
+
+def _suits(driver: str, virtio_id: int) -> bool:
+    """Tell whether QEMU's *driver* is a front-end for devices with *virtio_id*; a generic one is for all."""
+    wanted = front_end_of(virtio_id).driver
+    return driver in _GENERIC or _stem(driver) == _stem(wanted)
+
+
+def _stem(driver: str) -> str:
+    """Take off what says how the guest sees it: over PCI, MMIO or channel I/O."""
+    return _TRANSPORT.sub("", driver)
 
 
 def _shared(memory: Option) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from ...bus.names import BUS_NAME
 from ...fds import limits
+from .access import listening
 from .view import Finding, View, fine, hint, skipped, wrong
 
 ACTIONS = ("inspect", "notify", "open-memory", "manage")
@@ -27,6 +28,8 @@ _PRIVATE_TMP = ("/tmp/", "/var/tmp/")
 _PRIVATE_HOME = ("/home/", "/root/", "/run/user/")
 _NEARLY_ALL = 0.9
 _QLEN_MIN = 64
+_DEVICE_COST, _QUEUE_COST = 16, 4
+"""Descriptors of a device (socket, connection, workers, image) and of each queue (kick, call, error, io_uring)."""
 _POLICY_ORDER = ("default", "group", "user", "mandatory")
 _REINSTALL = "install doorbelld anew (make install, or the package)"
 
@@ -91,7 +94,7 @@ def unit(view: View) -> Iterator[Finding]:
 
 
 def sandbox(view: View) -> Iterator[Finding]:
-    """Drop-ins have not opened the sandbox, and the sandbox does not hide a region's files from guests."""
+    """Drop-ins have not opened the sandbox, and the sandbox does not hide sockets and memory from guests."""
     if not view.unit:
         yield skipped("there is no unit")
         return
@@ -105,14 +108,14 @@ def sandbox(view: View) -> Iterator[Finding]:
     if not view.of_unit:
         return
     hidden = [place for key, places in _hiding() if view.unit.get(key) == "yes" for place in places]
+    places = listening(view)
     for name, region in view.regions.items():
         kind, _, target = region["backing"].partition(":")
-        for path in (region["socket"], target if kind == "file" else ""):
-            if path.startswith(tuple(hidden)):
-                cure = f"choose a path below /run/doorbelld or /srv for [region.{name}]"
-                yield wrong(
-                    f'region "{name}": {path} is in a directory of the daemon\'s own, guests do not see it', cure
-                )
+        places += [(f'region "{name}"', target)] * (kind == "file")
+    for title, path in places:
+        if path.startswith(tuple(hidden)):
+            cure = "choose a path below /run/doorbelld or /srv for it"
+            yield wrong(f"{title}: {path} is in a directory of the daemon's own, guests do not see it", cure)
 
 
 def _hiding() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -121,7 +124,7 @@ def _hiding() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def descriptors(view: View) -> Iterator[Finding]:
-    """The limit on descriptors lets every region have its max-peers; not nearly all of them are in use."""
+    """The limit on descriptors lets every region have its max-peers, and each device all queues; some are left."""
     if view.known is None:
         yield skipped("the daemon was not reached")
         return
@@ -131,10 +134,11 @@ def descriptors(view: View) -> Iterator[Finding]:
         yield wrong(f"{used} of {limit} are in use: soon nobody can connect", cure)
         return
     need = limits.RESERVE + sum(_cost(region) for region in view.regions.values())
+    need += sum(_DEVICE_COST + _QUEUE_COST * len(device["queues"]) for device in view.devices.values())
     if need > limit:
-        yield hint(f"all regions full would need {need:,}, the limit is {limit:,}", cure)
+        yield hint(f"all regions full, and all devices, would need {need:,}, the limit is {limit:,}", cure)
     else:
-        yield fine(f"{used} of {limit:,} in use, {need:,} if all regions were full")
+        yield fine(f"{used} of {limit:,} in use, {need:,} if all regions were full and all devices used")
     match = re.search(r"^Max open files\s+(\d+)\s+(\d+)", view.read(f"/proc/{view.pid}/limits"), re.M)
     if match and int(match[1]) < limit:
         yield hint(
@@ -192,7 +196,7 @@ def bus_policy(view: View) -> Iterator[Finding]:
         cure = f"{_REINSTALL}; it puts {_POLICY_FILES[-1]} there"
         yield wrong("there is none for us: the system bus lets nobody be the daemon", cure)
         return
-    user = _daemon_user(view)
+    user = view.daemon_user.name
     try:
         policy = ET.fromstring(view.read(path))
     except ET.ParseError as error:
@@ -203,15 +207,6 @@ def bus_policy(view: View) -> Iterator[Finding]:
     else:
         cure = f'add <policy user="{user}"><allow own="{BUS_NAME}"/></policy>, then systemctl reload dbus'
         yield wrong(f"{path} does not let {user}, whom the daemon runs as, own {BUS_NAME}", cure)
-
-
-def _daemon_user(view: View) -> str:
-    if view.unit:
-        return view.unit.get("User") or "root"
-    try:
-        return view.user_name(view.place(f"/proc/{view.pid}").stat().st_uid) if view.pid else "root"
-    except OSError:
-        return "root"
 
 
 def may_own(policy: ET.Element, user: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -82,6 +83,8 @@ class View:
     library: str = ""
     own_library: str = ""
     own_version: str = ""
+    disks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The disks of the configuration that the daemon reads, with their keys as they stand there."""
     unit: Mapping[str, str] = field(default_factory=dict)
     """Properties of the unit, as systemctl names them; empty where there is none."""
     me: User = field(default_factory=lambda: User("root", 0, frozenset((0,))))
@@ -90,6 +93,26 @@ class View:
     def regions(self) -> dict[str, dict[str, Any]]:
         """The daemon's regions by name."""
         return dict(self.known["regions"]) if self.known else {}
+
+    @property
+    def devices(self) -> dict[str, dict[str, Any]]:
+        """The daemon's devices by name."""
+        return dict(self.known["devices"]) if self.known else {}
+
+    @property
+    def daemon_user(self) -> User:
+        """Whom the daemon runs as: the unit's user, or that of its process; root if neither can be seen."""
+        uid, name = 0, self.unit.get("User") or "root"
+        if not self.unit and self.pid:
+            try:
+                uid = self.place(f"/proc/{self.pid}").stat().st_uid
+            except OSError:
+                uid = 0
+            name = self.user_name(uid)
+        found = self.user(name) or User(name, uid, frozenset())
+        groups = re.search(r"^Groups:(.*)$", self.read(f"/proc/{self.pid}/status"), re.M)  # more than passwd knows
+        more = frozenset(map(int, groups[1].split())) if groups else frozenset()
+        return User(found.name, found.uid, found.groups | more, found.group)
 
     @property
     def of_unit(self) -> bool:

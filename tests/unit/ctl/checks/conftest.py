@@ -24,6 +24,20 @@ def region(path: str = "/run/doorbelld/demo/socket", **more: Any) -> dict[str, A
     return {"socket": path, "vectors": 4, "max-peers": 8, "size": 4 << 20, "backing": "memfd", "peers": [], **more}
 
 
+def device(**more: Any) -> dict[str, Any]:
+    """Describe a disk as the daemon does, as far as checks look at it."""
+    queue = {"index": 0, "errors": 0, "broken": ""}
+    known = {
+        "socket": "/run/doorbelld/disk0/socket",
+        "type": "blk",
+        "virtio-id": 2,
+        "connect": False,
+        "state": "listening",
+        "reason": "",
+    }
+    return {**known, "memory": [], "queues": [queue], **more}
+
+
 class Stage:
     """A system below a directory; ``view`` is how checks see it."""
 
@@ -56,9 +70,10 @@ class Stage:
         self._listening.append(sock)
         return sock
 
-    def serve(self, **regions: dict[str, Any]) -> None:
-        """Have the daemon answer, with these regions."""
-        self.view.known = {"version": "1", "descriptors": {"limit": 1024, "in-use": 20}, "regions": regions}
+    def serve(self, devices: dict[str, Any] | None = None, **regions: dict[str, Any]) -> None:
+        """Have the daemon answer, with these devices and regions."""
+        known = {"version": "1", "descriptors": {"limit": 1024, "in-use": 20}}
+        self.view.known = {**known, "regions": regions, "devices": devices or {}}
 
     def close(self) -> None:
         """Stop listening."""

@@ -6,7 +6,7 @@ import pytest
 from doorbelld.ctl.checks import access
 from doorbelld.ctl.checks.view import User, View
 
-from .conftest import Stage, levels, only, region
+from .conftest import Stage, device, levels, only, region
 
 SOCKET = "/run/doorbelld/demo/socket"
 
@@ -134,3 +134,26 @@ def test_stale_sockets(stage: Stage) -> None:
     stage.listen("/srv/vm/gone/socket").close()
     level, said = only(access.stale, stage)
     assert (level, "rm /srv/vm/gone/socket" in said) == ("hint", True)
+
+
+# Devices
+
+
+def test_sockets_of_devices_are_looked_at_too(stage: Stage) -> None:
+    path = "/run/doorbelld/disk0/socket"
+    listening = {"disk0": device()}
+    stage.serve(listening)
+    assert 'device "disk0": ' in only(access.sockets, stage)[1]
+    stage.listen(path, 0o600)
+    level, said = only(access.sockets, stage)
+    assert (level, 'device "disk0": libvirt-qemu may not connect' in said) == ("wrong", True)
+    assert 'group = "kvm" in [device.disk0]' in said
+    assert levels(access.stale, stage) == ["ok"]
+    stage.serve({"disk0": device(connect=True)})  # the front-end's socket is its own business
+    assert only(access.sockets, stage)[0] == "skipped"
+
+
+def test_a_devices_socket_that_is_left_over(stage: Stage) -> None:
+    stage.listen("/run/doorbelld/disk0/socket").close()
+    stage.serve()
+    assert "make disk0 again" in only(access.stale, stage)[1]

@@ -10,7 +10,7 @@ from doorbelld.ctl.checks.guests import Option
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .conftest import Stage, levels, only, region
+from .conftest import Stage, device, levels, only, region
 
 SOCKET = "/run/doorbelld/demo/socket"
 CHARDEV = ("-chardev", f"socket,path={SOCKET},id=iv")
@@ -86,7 +86,7 @@ def test_reconnect(stage: Stage, setting: str) -> None:
 def test_a_region_that_is_not_there(stage: Stage) -> None:
     run(stage, "-chardev", "socket,path=/run/doorbelld/dmeo/socket,id=iv", *DOORBELL)
     found = list(guests.guests(stage.view))
-    assert "/run/doorbelld/dmeo/socket, which is no region's socket" in found[0].found
+    assert "/run/doorbelld/dmeo/socket, which is no region's or device's socket" in found[0].found
 
 
 @pytest.mark.parametrize(("share", "levels_"), [("share=on,", []), ("", ["wrong"]), ("share=off,", ["wrong"])])
@@ -121,6 +121,74 @@ def test_vhost_user_at_a_regions_socket(stage: Stage) -> None:
     ram = ("-object", "memory-backend-memfd,id=ram,size=1G")
     run(stage, *CHARDEV, "-device", "vhost-user-blk-pci,chardev=iv", *ram)
     assert "which is an ivshmem region's" in only(guests.guests, stage)[1]
+
+
+# Devices
+
+DISK = "/run/doorbelld/disk0/socket"
+RAM = ("-object", "memory-backend-memfd,id=ram,size=1G,share=on", "-machine", "memory-backend=ram")
+
+
+def use(stage: Stage, chardev: str, *words: str, **more: object) -> None:
+    stage.process(42, "/usr/bin/qemu-system-x86_64", "-name", "guest=vm1", "-chardev", f"socket,id=c,{chardev}", *words)
+    stage.serve({"disk0": device(**more)}, demo=region())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("driver", ["vhost-user-blk-pci", "vhost-user-blk-pci-non-transitional", "vhost-user-blk"])
+def test_a_guest_with_a_disk_as_it_should_be(stage: Stage, driver: str) -> None:
+    use(stage, f"path={DISK},reconnect=1", *RAM, "-device", f"{driver},chardev=c,num-queues=1")
+    assert only(guests.guests, stage) == ("ok", "guest vm1 (pid 42): as it should be | ")
+
+
+def test_a_disk_without_reconnect(stage: Stage) -> None:
+    use(stage, f"path={DISK}", *RAM, "-device", "vhost-user-blk-pci,chardev=c")
+    level, said = only(guests.guests, stage)
+    assert (level, "without reconnect=" in said, "qemu-args disk0" in said) == ("hint", True, True)
+    entropy = {"type": "rng", "virtio-id": 4}
+    use(stage, f"path={DISK}", *RAM, "-device", "vhost-user-rng-pci,chardev=c", **entropy)
+    assert levels(guests.guests, stage) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-device", "vhost-user-rng-pci,chardev=c"),
+        ("-netdev", "vhost-user,id=n,chardev=c", "-device", "virtio-net-pci,netdev=n"),
+    ],
+)
+def test_another_device_than_the_sockets(stage: Stage, words: tuple[str, ...]) -> None:
+    use(stage, f"path={DISK},reconnect=1", *RAM, *words)
+    level, said = only(guests.guests, stage)
+    assert (level, 'device "disk0", which is of type blk' in said) == ("wrong", True)
+
+
+@pytest.mark.parametrize("driver", ["vhost-user-device-pci", "vhost-user-test-device-pci"])
+def test_the_generic_front_end_takes_any(stage: Stage, driver: str) -> None:
+    odd = {"type": "loopback", "virtio-id": 63}
+    use(stage, f"path={DISK}", *RAM, "-device", f"{driver},chardev=c", **odd)
+    assert levels(guests.guests, stage) == ["ok"]
+
+
+def test_ivshmem_at_a_devices_socket(stage: Stage) -> None:
+    use(stage, f"path={DISK},reconnect=1", "-device", "ivshmem-doorbell,chardev=c,vectors=4")
+    assert 'connects to device "disk0", which is no region' in only(guests.guests, stage)[1]
+
+
+def test_a_device_elsewhere_needs_share_too(stage: Stage) -> None:
+    end = ("-device", "vhost-user-blk-pci,chardev=c")
+    use(stage, "path=/srv/s,reconnect=1", *end, socket="/srv/s")
+    assert "without memory that can be shared" in only(guests.guests, stage)[1]
+
+
+def test_who_listens(stage: Stage) -> None:
+    end = (*RAM, "-device", "vhost-user-blk-pci,chardev=c")
+    use(stage, f"path={DISK},server=on,reconnect=1", *end)
+    assert "wants to be the server" in only(guests.guests, stage)[1]
+    use(stage, f"path={DISK},server=on,wait=off", *end, connect=True)
+    assert levels(guests.guests, stage) == ["ok"]
+    use(stage, f"path={DISK}", *end, connect=True)
+    level, said = only(guests.guests, stage)
+    assert (level, "and so does doorbelld" in said, "server=on" in said) == ("wrong", True, True)
 
 
 @given(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from doorbelld.ctl.checks import service
 
-from .conftest import Stage, levels, only, region
+from .conftest import Stage, device, levels, only, region
 
 REPOSITORY = Path(__file__).parents[4]
 NAME = "org.doorbelld.Doorbell1"
@@ -120,6 +120,17 @@ def test_descriptors(stage: Stage, used: int, limit: int, peers: int, level: str
     assert stage.view.known is not None
     stage.view.known["descriptors"] = {"in-use": used, "limit": limit}
     assert only(service.descriptors, stage)[0] == level
+
+
+def test_devices_take_descriptors_too(stage: Stage) -> None:
+    stage.serve({f"d{number}": device(queues=[{}] * 256) for number in range(2)})
+    assert only(service.descriptors, stage)[0] == "hint"
+
+
+def test_the_sandbox_hides_sockets_of_devices(stage: Stage) -> None:
+    unit(stage)
+    stage.serve({"disk0": device(socket="/tmp/disk0/socket")})
+    assert levels(service.sandbox, stage)[1:] == ["wrong"]
 
 
 def test_a_limit_that_was_lowered(stage: Stage) -> None:

@@ -92,3 +92,20 @@ def test_links_are_followed_below_the_root(tmp_path: Path) -> None:
     (tmp_path / "var/run").symlink_to("../run")
     assert View(root=tmp_path).real("/var/run/doorbelld") == "/run/doorbelld"
     assert View().real("/proc/self/../version") == "/proc/version"
+
+
+def test_whom_the_daemon_runs_as(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/\ndoorbelld:x:990:991::/:/\n")
+    (tmp_path / "etc/group").write_text("doorbelld:x:991:\n")
+    (tmp_path / "proc/7").mkdir(parents=True)
+    view = View(root=tmp_path, pid=7)
+    mine = os.getuid()
+    assert (view.daemon_user.name, view.daemon_user.uid) == (view.user_name(mine), mine)
+    view.unit = {"User": "doorbelld"}
+    assert view.daemon_user == User("doorbelld", 990, frozenset((991,)), "doorbelld")
+    (tmp_path / "proc/7/status").write_text("Groups:\t5 6\n")
+    assert view.daemon_user.groups == {5, 6, 991}
+    view.unit = {}
+    view.pid = 8
+    assert (view.daemon_user.name, view.daemon_user.uid) == ("root", 0)

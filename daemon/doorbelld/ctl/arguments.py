@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The arguments that commands share: how they are read, and how a shell completes them from the running daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .session import KINDS, Daemon, F
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    _IntType = click.ParamType[int]
+else:
+    _IntType = click.ParamType
+
+COMPLETION_SECONDS = 0.7
+
+
+class Number(_IntType):
+    """A number of bytes: decimal, 0x hexadecimal, or with K, M or G."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or fail with words."""
+        if isinstance(value, int):
+            return value
+        text, factor = str(value).strip(), 1
+        if text[-1:].upper() in ("K", "M", "G") and not text.lower().startswith("0x"):
+            factor = 1 << {"K": 10, "M": 20, "G": 30}[text[-1].upper()]
+            text = text[:-1]
+        try:
+            number = int(text, 16 if text.lower().startswith("0x") else 10) * factor
+        except ValueError:
+            self.fail(f"{value!r} is no number; write one such as 4096, 0x1000 or 4K", param, ctx)
+        if not 0 <= number < 1 << 63:
+            self.fail(f"{value!r} is out of range", param, ctx)
+        return number
+
+
+def _ask(ctx: click.Context) -> dict[str, Any]:
+    """Describe the daemon for shell completion: quickly, or not at all."""
+    import asyncio
+
+    from . import remote
+
+    async def ask() -> dict[str, Any]:
+        from .bus_choice import open_bus
+
+        async with asyncio.timeout(COMPLETION_SECONDS):
+            async with await open_bus(ctx.find_root().params.get("bus") or "auto") as client:
+                return await Daemon(client).describe()
+
+    try:
+        if host := ctx.find_root().params.get("host"):
+            return remote.describe(host)
+        return asyncio.run(ask())
+    except Exception:  # completion never disturbs whoever types
+        return {"regions": {}, "devices": {}}
+
+
+def _named(ctx: click.Context) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the region and the device that the argument before names; empty where there is none."""
+    names = [ctx.params.get(key) for key in ("name", "region", "device")]
+    name = next((name for name in names if isinstance(name, str)), "")
+    known, kind = _ask(ctx), ctx.params.get("kind")
+    region, device = (known[f"{each}s"].get(name, {}) if kind in (None, "", each) else {} for each in KINDS)
+    return region, device
+
+
+def complete_region(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a region."""
+    return [name for name in _ask(ctx)["regions"] if name.startswith(incomplete)]
+
+
+def complete_device(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a device, with its type beside."""
+    from click.shell_completion import CompletionItem
+
+    devices = _ask(ctx)["devices"]
+    return [CompletionItem(name, help=devices[name]["type"]) for name in devices if name.startswith(incomplete)]
+
+
+def complete_name(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a region or a device."""
+    from click.shell_completion import CompletionItem
+
+    known, wanted = _ask(ctx), ctx.params.get("kind")
+    return [
+        CompletionItem(name, help=kind)
+        for kind in KINDS
+        if wanted in (None, "", kind)
+        for name in known[f"{kind}s"]
+        if name.startswith(incomplete)
+    ]
+
+
+def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a peer of the region before it (IDs, with the VM's name beside), or a queue of the device before it."""
+    from click.shell_completion import CompletionItem
+
+    region, device = _named(ctx)
+    return [
+        CompletionItem(str(peer["id"]), help=peer["vm"] or f"pid {peer['pid']}")
+        for peer in region.get("peers", [])
+        if str(peer["id"]).startswith(incomplete)
+    ] + _queues(device, incomplete)
+
+
+def complete_queue(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a queue of the device before it, with how it is."""
+    return _queues(_named(ctx)[1], incomplete)
+
+
+def _queues(device: dict[str, Any], incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [
+        CompletionItem(str(queue["index"]), help="runs" if queue["started"] else "does not run")
+        for queue in device.get("queues", [])
+        if str(queue["index"]).startswith(incomplete)
+    ]
+
+
+def complete_vector(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a vector of the region before it."""
+    return [number for number in map(str, range(_named(ctx)[0].get("vectors", 0))) if number.startswith(incomplete)]
+
+
+def complete_type(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a type of device: one that is installed here."""
+    from ..devices import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def region_argument(function: F) -> F:
+    """Add the argument REGION."""
+    return click.argument("region", shell_complete=complete_region)(function)
+
+
+def device_argument(function: F) -> F:
+    """Add the argument DEVICE."""
+    return click.argument("device", shell_complete=complete_device)(function)
+
+
+def kind_option(function: F) -> F:
+    """Add ``--kind``, for a name that both a region and a device have."""
+    words = "What NAME is, if there is a region and a device of that name."
+    return click.option("--kind", type=click.Choice(KINDS), default=None, help=words)(function)
