@@ -27,6 +27,7 @@ from ..bus.names import REGION
 from ..errors import BusUnavailable
 from ..ivshmem.spec import in_units
 from .arguments import complete_region
+from .devicetrial import DeviceFailed, DeviceTrial
 from .session import Daemon, Session, json_option, pass_session, plural
 from .simulated import SimulatedPeer
 
@@ -90,6 +91,7 @@ class Trial:
             ("latency", self._measure),
             ("leave", self._leave),
             ("end", self._end),
+            *([("device", self._device)] if self._own_region else []),
         ]
         try:
             for step, take in steps:
@@ -226,6 +228,16 @@ class Trial:
             raise StepFailed(f"the region is removed, and {path} is still there", "who may write to its directory")
         return f"{self._name} removed; A and B were disconnected, the socket is gone"
 
+    async def _device(self) -> str:
+        trial = DeviceTrial(self._daemon, self._name)
+        try:
+            found = await trial.run()
+        except DeviceFailed as failure:
+            look = f"{self._name} in the daemon's log; who may write to the runtime directory"
+            raise StepFailed(str(failure), look) from failure
+        self.latency["request"] = _summary(trial.latency)
+        return found
+
     # What the steps need
 
     @property
@@ -323,7 +335,8 @@ def selftest(ctx: click.Context, session: Session, region: str) -> None:
     r"""Find out in a second whether everything works, through the running daemon.
 
     Three simulated peers join a region (two at its socket, one over D-Bus), are rung, ring each other and the host,
-    share memory and leave. It takes a region of its own and removes it; with REGION it takes that one, where the
+    share memory and leave. Then a simulated guest drives a vhost-user device. It takes a region and a device of its own
+    and removes them; with REGION it takes that one, where the
     guests see three peers come and go, the host peer is rung once, and the memory is read but not written.
 
     Each step says what was found or, when it fails, where to look. Exit status 1 if a step failed.
