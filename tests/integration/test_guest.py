@@ -11,7 +11,8 @@ import pytest
 from support.busctl import Busctl
 from support.daemon import Daemon
 from support.guest.image import Image, build_image
-from support.guest.vm import Guest, GuestError
+from support.guest.talk import GuestError
+from support.guest.vm import Guest
 
 HOST = 65535
 REGION = "/region/demo"

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,11 +24,22 @@ from doorbelld.vhost.device import Device
 from doorbelld.vhost.events import DeviceEvent, FrontendDetached, State, StateChanged
 from doorbelld.vhost.frontend import Frontend
 from doorbelld.vhost.spec import DeviceSpec
+from doorbelld.wire.vhost_requests import FrontendRequest
 
-from support.fdcount import no_leaks
+from support.fdcount import no_leaks, no_memory_left
 
 DEADLINE = 10.0
 T = TypeVar("T")
+
+
+def pending(fd: int) -> bool:
+    """Tell whether *fd* is readable now."""
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def readable(fd: int) -> bool:
+    """Wait until *fd* is readable; False if that takes too long."""
+    return bool(select.select([fd], [], [], DEADLINE)[0])
 
 
 class Echo(Device):
@@ -91,7 +104,11 @@ class DeviceSite:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run *coroutine* on the loop and return its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE)
+        return self.begin(coroutine).result(DEADLINE)
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run *coroutine* on the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run *function* on the loop and return its result."""
@@ -131,6 +148,18 @@ class DeviceSite:
         """Wait until *count* front-ends in all are gone, and return how the last of them went."""
         self.wait(lambda: len(self.of(FrontendDetached)) >= count)
         return self.of(FrontendDetached)[count - 1]
+
+    def told_off(self, backend: Backend, said: str) -> None:
+        """Wait until the front-end of *backend* was dropped, and told why, once; the next one is served."""
+        end = self.farewell()
+        assert end.device is backend and end.broken and said in end.reason, end.reason
+        self.wait_state(backend, State.LISTENING)
+        changes = [(event.old, event.new) for event in self.of(StateChanged) if event.device is backend]
+        assert changes[-1] == (State.BROKEN, State.LISTENING) and changes[-2][1] is State.BROKEN
+        assert backend.reason == end.reason
+        with Frontend.connect(backend.spec.socket, timeout=DEADLINE) as fresh:
+            assert fresh.ask_number(FrontendRequest.GET_FEATURES) == backend.offered_features
+        assert len([event for event in self.of(FrontendDetached) if event.device is backend]) == 1
 
     def open(self, kind: type[Device] | str = Echo, **options: Any) -> Backend:
         """Make a device and serve it; options are spelled as in the configuration."""
@@ -175,10 +204,10 @@ class DeviceSite:
 
 @contextmanager
 def device_site() -> Iterator[DeviceSite]:
-    """Give a site, and fail if it leaves descriptors or threads behind."""
+    """Give a site, and fail if it leaves descriptors, threads or mapped memory behind."""
     folder = tempfile.mkdtemp(prefix="db")
     try:
-        with no_leaks():
+        with no_leaks(), no_memory_left():
             site = DeviceSite(folder)
             try:
                 yield site

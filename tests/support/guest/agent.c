@@ -6,7 +6,8 @@
  * Theory of operation: every PCI device 1af4:1110 is bound to vfio-pci, its registers (BAR0) and its shared memory
  * (BAR2) are mapped, and an eventfd is set on each of its MSI-X vectors.  Then one epoll loop serves the interrupts
  * and the command lines.  README.md describes the line protocol.  Devices are numbered from 0 in the order of their
- * PCI addresses; commands go to device 0 until the command "device" selects another one.
+ * PCI addresses; commands go to device 0 until the command "device" selects another one.  There may be none: the
+ * command "run", which runs any other, is good for all devices that Linux has drivers for.
  *
  * All output is whole lines on standard output.  A failure before READY is told as a line FAIL and ends the program.
  */
@@ -28,6 +29,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PCI_DEVICES "/sys/bus/pci/devices"
@@ -239,6 +241,8 @@ static void add_devices(void)
     int count = scandir(PCI_DEVICES, &entries, is_ivshmem, alphasort);
     int container;
 
+    if (count == 0 || (count < 0 && errno == ENOENT)) /* User-Mode Linux has no PCI */
+        return;
     if (count < 0)
         fail("%s", PCI_DEVICES);
     if (count > MAX_DEVICES) {
@@ -395,6 +399,19 @@ static void command_write(char *text)
     printf("OK\n");
 }
 
+static void print_escaped(const volatile char *byte, size_t length)
+{
+    for (; length > 0; byte++, length--) {
+        unsigned char value = *byte;
+
+        if (value < ' ' || value > '~' || value == '\\')
+            printf("\\x%02x", value);
+        else
+            putchar(value);
+    }
+    putchar('\n');
+}
+
 static void command_read(char *text)
 {
     unsigned long offset, length;
@@ -408,15 +425,33 @@ static void command_read(char *text)
         return;
     }
     printf("DATA ");
-    for (const char *byte = current->memory + offset; length > 0; byte++, length--) {
-        unsigned char value = *byte;
+    print_escaped(current->memory + offset, length);
+}
 
-        if (value < ' ' || value > '~' || value == '\\')
-            printf("\\x%02x", value);
-        else
-            putchar(value);
+/* Runs a piece of shell, and waits until nobody writes to its output any more. */
+static void command_run(char *text)
+{
+    static char line[MAX_LINE + 16], output[MAX_READ];
+    size_t length;
+    FILE *shell;
+    int status;
+
+    text[unescape(text)] = '\0';
+    snprintf(line, sizeof line, "{%s\n} 2>&1", text);
+    shell = popen(line, "r");
+    if (!shell) {
+        printf("ERR %s\n", strerror(errno));
+        return;
     }
-    putchar('\n');
+    length = fread(output, 1, sizeof output, shell);
+    while (getc(shell) != EOF)
+        ; /* more than fits into an answer is dropped */
+    status = pclose(shell);
+    if (status)
+        printf("ERR status %d ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    else
+        printf("DATA ");
+    print_escaped(output, length);
 }
 
 static void command_quit(char *text)
@@ -432,7 +467,8 @@ static const struct {
     bool needs_device;
 } commands[] = {
     { "ring", command_ring, true },   { "echo", command_echo, true },      { "write", command_write, true },
-    { "read", command_read, true },   { "device", command_device, false }, { "quit", command_quit, false },
+    { "read", command_read, true },   { "device", command_device, false }, { "run", command_run, false },
+    { "quit", command_quit, false },
 };
 
 static void run_command(char *line)

@@ -1,138 +1,32 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a QEMU guest and talks with the program in it.
+"""Runs a QEMU guest.
 
-Theory of operation: QEMU runs without KVM, with an IOMMU (vfio-pci wants one) and two serial ports. The
-first one is the kernel's console; it comes with QEMU's own messages through a pipe. The second one carries
-the line protocol of the guest's program through a socket pair. A thread for each of the two collects lines;
-whoever waits takes the first line that matches and leaves the others to those who wait for them. Whatever
-is not met in time raises GuestError, which shows the end of the log.
-
-QEMU is killed when the `with` block ends, and by the kernel when the thread that entered the block dies:
-enter it in a thread that outlives the guest.
+Theory of operation: QEMU runs without KVM, with an IOMMU (vfio-pci wants one) and two serial ports. The first one is
+the kernel's console; it comes with QEMU's own messages. The second one carries the line protocol of the guest's
+program, which `talk` speaks. QMP comes over a third connection.
 """
 
 import contextlib
-import re
 import socket
-import subprocess
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from support.guest.image import Image
+from support.guest.qmp import Qmp
+from support.guest.talk import Linux
 from support.needs import require
 
-BOOT_TIMEOUT = 60.0
-"""Seconds; some 2 are enough on an idle machine."""
 
-REPLY_TIMEOUT = 10.0
-
-_LOG_TAIL = 40
-
-
-class GuestError(Exception):
-    """A guest did not do in time what was waited for, or died; the message has the end of its log."""
-
-
-class CommandError(Exception):
-    """The guest's program answered ERR to a command."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """An ivshmem device as the agent in the guest sees it."""
-
-    id: int
-    vectors: int
-    size: int
-
-
-class _Log:
-    """What all ports of a guest said, in the order it came, and to a file if there is one."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._lock = threading.Lock()
-        self._lines: list[str] = []
-        self._file = path.open("w", encoding="utf-8") if path else None
-        self._start = time.monotonic()
-
-    def add(self, source: str, line: str) -> None:
-        entry = f"{time.monotonic() - self._start:8.3f} {source} {line}"
-        with self._lock:
-            self._lines.append(entry)
-            if self._file:
-                print(entry, file=self._file, flush=True)
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-
-    def text(self, count: int = 0) -> str:
-        """The last `count` lines, or all of them."""
-        with self._lock:
-            return "\n".join(self._lines[-count:])
-
-
-class _Port:
-    """Lines that come from the guest and that nobody has taken yet."""
-
-    def __init__(self, name: str, stream: IO[bytes], log: _Log) -> None:
-        self._name = name
-        self._stream = stream
-        self._log = log
-        self._lines: list[str] = []
-        self._ended = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._collect, name=f"guest {name}", daemon=True)
-        self._thread.start()
-
-    def _collect(self) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            for raw in self._stream:
-                line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                self._log.add(self._name, line)
-                with self._changed:
-                    self._lines.append(line)
-                    self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def take(self, pattern: str, timeout: float) -> re.Match[str]:
-        """Take the first line in which `pattern` is found.
-
-        Raises TimeoutError, and EOFError when no more lines will come.
-        """
-        compiled = re.compile(pattern)
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                for index, line in enumerate(self._lines):
-                    if found := compiled.search(line):
-                        del self._lines[index]
-                        return found
-                if self._ended:
-                    raise EOFError
-                if not self._changed.wait(deadline - time.monotonic()):
-                    raise TimeoutError
-
-    def join(self) -> None:
-        self._thread.join()
-        self._stream.close()
-
-
-class Guest:
+class Guest(Linux):
     """A guest that runs while the `with` block runs.
 
-    `name` is what QEMU is told with `-name guest=`. `ivshmem` lists the devices as (path of the server's
-    socket, number of vectors). `args` are more arguments for QEMU, `append` more words for the kernel's
-    command line. `memory` is in MiB. `program` is the program of the image that the guest runs. `log_file`
-    is where the log is kept as well.
+    `name` is what QEMU is told with `-name guest=`. `ivshmem` lists the devices as (path of the server's socket, number
+    of vectors). `args` are more arguments for QEMU, `append` more words for the kernel's command line. `memory` is in
+    MiB; with `shared` QEMU gives vhost-user back-ends its descriptors, and `slots` is how many pieces may be plugged in
+    later. `program` is the program of the image that the guest runs.
     """
 
     def __init__(
@@ -144,152 +38,67 @@ class Guest:
         args: Sequence[str] = (),
         append: str = "",
         memory: int = 256,
+        shared: bool = False,
+        slots: int = 0,
+        cpus: int = 1,
         program: str = "agent",
         log_file: Path | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(name, log_file)
         self._image = image
         self._ivshmem = ivshmem
         self._args = args
         self._append = append
         self._memory = memory
+        self._shared = shared
+        self._slots = slots
+        self._cpus = cpus
         self._program = program
-        self._log_file = log_file
-        self._talking = threading.Lock()
 
     def __enter__(self) -> Self:
-        qemu = require("qemu-system-x86_64", "qemu-system-x86")
-        setpriv = require("setpriv", "util-linux")
-        self._log = _Log(self._log_file)
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [setpriv, "--pdeathsig", "KILL", qemu, *self._arguments(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-            )
-        assert self._process.stdout is not None
-        self._ports = {
-            "console": _Port("console", self._process.stdout, self._log),
-            "program": _Port("program", self._control.makefile("rb"), self._log),
-        }
+        ours, self._monitor = socket.socketpair()
+        with self._monitor, contextlib.ExitStack() as undo:
+            self.qmp = Qmp(ours)
+            undo.callback(self.qmp.close)
+            super().__enter__()
+            undo.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-        for port in self._ports.values():
-            port.join()
-        self._control.close()
-        self._log.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            super().__exit__(kind, error, tb)
+        finally:
+            self.qmp.close()
 
-    def _arguments(self, control: int) -> list[str]:
+    def _inherited(self, control: int) -> Sequence[int]:
+        return [control, self._monitor.fileno()]
+
+    def _command(self, control: int) -> list[str | Path]:
+        qemu = require("qemu-system-x86_64", "qemu-system-x86")
         arguments = ["-name", f"guest={self.name}", "-nodefaults", "-no-user-config", "-no-reboot"]
-        arguments += ["-display", "none", "-accel", "tcg", "-smp", "1", "-m", f"{self._memory}M"]
+        arguments += ["-display", "none", "-accel", "tcg", "-smp", str(self._cpus), *self._memory_arguments()]
         arguments += ["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
         arguments += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
-        words = f"console=ttyS0 quiet panic=-1 intel_iommu=on program={self._program} {self._append}"
-        arguments += ["-append", words.rstrip()]
+        words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "intel_iommu=on", "port=ttyS1", "speed=115200"]
+        arguments += ["-append", " ".join([*words, f"program={self._program}", *self._append.split()])]
         arguments += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
         arguments += ["-chardev", f"socket,id=control,fd={control}", "-serial", "chardev:control"]
+        arguments += ["-chardev", f"socket,id=qmp,fd={self._monitor.fileno()}", "-mon", "qmp,mode=control"]
         for index, (path, vectors) in enumerate(self._ivshmem):
-            quoted = str(path).replace(",", ",,")
-            arguments += ["-chardev", f"socket,id=ivshmem{index},path={quoted}"]
+            arguments += ["-chardev", f"socket,id=ivshmem{index},path={quoted(path)}"]
             arguments += ["-device", f"ivshmem-doorbell,chardev=ivshmem{index},vectors={vectors}"]
-        return [*arguments, *self._args]
+        return [qemu, *arguments, *self._args]
 
-    @property
-    def pid(self) -> int:
-        """QEMU's process ID."""
-        return self._process.pid
+    def _memory_arguments(self) -> list[str]:
+        size = f"{self._memory}M"
+        if self._slots:
+            size += f",slots={self._slots},maxmem={self._memory * (self._slots + 1)}M"
+        if not self._shared:
+            return ["-m", size]
+        memory = f"memory-backend-memfd,id=memory,size={self._memory}M,share=on"
+        return ["-m", size, "-object", memory, "-numa", "node,memdev=memory"]
 
-    @property
-    def log(self) -> str:
-        """All that the kernel, QEMU and the program have said so far, and what was sent to the program."""
-        return self._log.text()
 
-    def expect(self, pattern: str, timeout: float = REPLY_TIMEOUT, *, console: bool = False) -> re.Match[str]:
-        """Wait for a line of the program (or of the console) in which `pattern` is found, and take it.
-
-        Lines that came earlier and that nobody took count too.
-        """
-        port = self._ports["console" if console else "program"]
-        try:
-            return port.take(pattern, timeout)
-        except TimeoutError:
-            raise self._error(f"no line like {pattern!r} within {timeout:g} s") from None
-        except EOFError:
-            self._wait(REPLY_TIMEOUT)
-            raise self._error(f"no line like {pattern!r} before the end") from None
-
-    def ready(self, timeout: float = BOOT_TIMEOUT) -> list[Device]:
-        """Wait until the agent serves its devices; they are in the order of their PCI addresses."""
-        found = self.expect(r"^READY devices=(\d+)$|^FAIL", timeout)
-        if found[0] == "FAIL":
-            raise self._error(f"the agent said {found.string!r}")
-        return [self._device(index) for index in range(int(found[1]))]
-
-    def _device(self, index: int) -> Device:
-        line = self.expect(rf"^DEVICE {index} id=(\d+) vectors=(\d+) size=(\d+)$")
-        return Device(*map(int, line.groups()))
-
-    def command(self, line: str, timeout: float = REPLY_TIMEOUT) -> str:
-        """Send a command to the agent and return its answer without the word OK or DATA.
-
-        Raises CommandError when the answer is ERR.
-        """
-        with self._talking:
-            self._log.add("command", line)
-            try:
-                self._control.sendall(f"{line}\n".encode())
-            except OSError as error:
-                raise self._error(f"cannot send {line!r}: {error}") from error
-            kind, _, text = self.expect(r"^(OK|DATA|ERR)\b.*", timeout)[0].partition(" ")
-        if kind == "ERR":
-            raise CommandError(f"{self.name}: {line!r}: {text}")
-        return text
-
-    def wait_irq(self, vector: int, timeout: float = REPLY_TIMEOUT, *, device: int = 0) -> int:
-        """Wait for the next report of an interrupt; return how many there were on this vector since READY.
-
-        Two rings in close succession may come as one interrupt: the device and the kernel both merge them.
-        """
-        return int(self.expect(rf"^IRQ {vector} (\d+) device={device}$", timeout)[1])
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read the shared memory as the guest sees it; at most 4096 bytes."""
-        text = self.command(f"read {offset} {length}")
-        return text.encode("ascii").decode("unicode_escape").encode("latin-1")
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Let the guest write to the shared memory; at most 4000 bytes."""
-        self.command(f"write {offset} " + "".join(f"\\x{byte:02x}" for byte in data))
-
-    def quit(self, timeout: float = REPLY_TIMEOUT) -> None:
-        """Let the guest power off, and wait until QEMU has ended."""
-        self.command("quit")
-        self._wait(timeout)
-        if self._process.returncode != 0:
-            raise self._error("the guest did not power off")
-
-    def _wait(self, timeout: float) -> None:
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise self._error(f"QEMU should have ended within {timeout:g} s") from None
-
-    def kill(self) -> None:
-        """Kill QEMU, as a crash would end it; nothing if it has ended already."""
-        self._process.kill()
-        self._process.wait()
-
-    def _error(self, message: str) -> GuestError:
-        status = self._process.poll()
-        state = "QEMU runs" if status is None else f"QEMU ended with status {status}"
-        return GuestError(f"{self.name}: {message} ({state}); end of its log:\n{self._log.text(_LOG_TAIL)}")
+def quoted(path: Path | str) -> str:
+    """Write a path so that it can stand in an option of QEMU's."""
+    return str(path).replace(",", ",,")

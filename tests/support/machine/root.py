@@ -3,10 +3,8 @@
 """Builds what a test machine boots: a minimal Debian with doorbelld installed in it.
 
 Theory of operation: mmdebstrap makes the Debian from the apt sources of this host, whatever they are; its suite is
-the host's. It takes a quarter of a minute and is kept in the cache folder, named after all that went into it. It is
-built in a temporary folder beside it and renamed, so that a folder that is there is complete, and of two builders at
-once the later one gives way. It is never booted itself: whoever wants to boot one takes a copy, and installs doorbelld
-into it.
+the host's, or another in its place. It takes a quarter of a minute and is kept (see support.cache). It is never booted
+itself: whoever wants to boot one takes a copy, and installs doorbelld into it.
 
 The programs run with the Debian's own Python if that is of the version that our native code was built for. Else the
 interpreter that we run with is copied into it, to a place where the daemon's user and its sandbox can reach it.
@@ -14,7 +12,6 @@ interpreter that we run with is copied into it, to a place where the daemon's us
 By hand: `PYTHONPATH=tests python3 -m support.machine.root DIRECTORY` makes DIRECTORY such a root.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -22,15 +19,16 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.cache import BUILD, cached, digest
 from support.needs import require
 
 REPOSITORY = Path(__file__).parents[3]
 
-DEFAULT_CACHE = REPOSITORY / "build" / "machine"
+CACHE = BUILD / "machine"
 
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "polkitd", "python3", "util-linux", "procps")
 
@@ -38,8 +36,9 @@ _OPTIONS = (
     "--quiet",
     "--mode=root",
     "--format=directory",
-    "--variant=minbase",
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")),
+    '--customize-hook=echo machine > "$1/etc/hostname"',
+    '--customize-hook=rm -f "$1/etc/apt/sources.list"',
 )
 """For mmdebstrap: what no test reads is left out. Copying the root is most of the cost of a boot."""
 
@@ -48,7 +47,7 @@ _APT_OPTIONS = re.compile(r'^Acquire::(?:\w+::(?:Proxy|CaInfo|Verify-\w+)\b|Retr
 
 
 @contextmanager
-def installed_root(*, cache: Path = DEFAULT_CACHE) -> Iterator[Path]:
+def installed_root(*, cache: Path = CACHE) -> Iterator[Path]:
     """Give a root with doorbelld installed, of our own; it is removed afterwards.
 
     Raises CalledProcessError when a tool fails.
@@ -67,29 +66,32 @@ def copy_of(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def debian(cache: Path = DEFAULT_CACHE) -> Path:
+def debian(cache: Path = CACHE) -> Path:
     """Return a minimal Debian that is not to be changed, from the cache if it is there."""
+    return bootstrap(_os_release()["VERSION_CODENAME"], PACKAGES, cache=cache)
+
+
+def bootstrap(suite: str, packages: Sequence[str], *, variant: str = "minbase", cache: Path = CACHE) -> Path:
+    """Return a root of Debian's *suite* with *packages*, from the cache if it is there.
+
+    *variant* is mmdebstrap's; "extract" unpacks the packages with all that they depend on, and nothing else.
+
+    Raises CalledProcessError when the apt sources don't have it.
+    """
     mmdebstrap = require("mmdebstrap", "mmdebstrap")
-    suite = _os_release()["VERSION_CODENAME"]
-    sources = _apt_sources(suite)
-    include = f"--include={','.join(PACKAGES)}"
-    words = [suite, include, *_OPTIONS, *(source.read_text() for source in sources)]
-    folder = cache / f"{suite}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]}"
-    if folder.exists():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as temporary:
-        root = Path(temporary) / "root"
+    ours = _os_release()["VERSION_CODENAME"]
+    sources = {path.name: re.sub(rf"\b{ours}\b", suite, path.read_text()) for path in _apt_sources(ours)}
+    words = [f"--variant={variant}", f"--include={','.join(packages)}", *_OPTIONS]
+
+    def build(root: Path) -> None:
         options = [f"--aptopt={line}" for line in _APT_OPTIONS.findall(_run("apt-config", "dump"))]
-        _run(mmdebstrap, *_OPTIONS, include, *options, suite, root, *sources)
-        (root / "etc/hostname").write_text("machine\n")
-        (root / "etc/apt/sources.list").unlink(missing_ok=True)
-        try:
-            root.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    return folder
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in sources]
+            for file in files:
+                file.write_text(sources[file.name])
+            _run(mmdebstrap, *words, *options, suite, root, *files)
+
+    return cached(cache / f"{suite}-{digest([suite, *words, *sources.values()])}", build)
 
 
 def install(root: Path) -> None:
