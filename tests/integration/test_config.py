@@ -232,7 +232,7 @@ def test_the_daemon_starts_from_layers_and_reads_them_again(short_path: Path) ->
             assert json.loads(run("doorbellctl", "--bus", bus, "--json").stdout)["regions"].keys() == {"a"}
             masked = "run/doorbelld/doorbelld.d/a.toml"
             write(short_path, {f"{DROP_INS}/b.toml": "[region.b]\n", masked: "[region.x]\n"})
-            assert "regions: a, b\n" in reload().stdout
+            assert "regions: a, b;" in reload().stdout
             (short_path / DROP_INS / "a.toml").unlink()
             assert "regions: b, x\n" in reload().stdout
             wrong = "run/doorbelld/doorbelld.d/c.toml"
