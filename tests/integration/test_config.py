@@ -234,7 +234,7 @@ def test_the_daemon_starts_from_layers_and_reads_them_again(short_path: Path) ->
             write(short_path, {f"{DROP_INS}/b.toml": "[region.b]\n", masked: "[region.x]\n"})
             assert "regions: a, b;" in reload().stdout
             (short_path / DROP_INS / "a.toml").unlink()
-            assert "regions: b, x\n" in reload().stdout
+            assert "regions: b, x;" in reload().stdout
             wrong = "run/doorbelld/doorbelld.d/c.toml"
             write(short_path, {wrong: "[region.b]\nsize = 5\n"})
             assert f"{short_path}/{wrong}:2: region.b.size: 5 is not a power of two" in reload().stderr
