@@ -5,14 +5,17 @@ PYTHON ?= python3
 DESTDIR ?=
 PREFIX ?= /usr
 INTERPRETER ?=
+TARGET ?= all
+SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
+GUESTS := $(addprefix tests/integration/test_,guest.py qemu_devices.py uml.py libblkio.py)
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit test-integration test-guest test-system bench lint build debug clean install uninstall
+.PHONY: help setup run test test-unit test-integration test-guest test-system sanitize fuzz bench lint build debug clean install uninstall
 
 help: ## Show this help.
 	@echo "doorbelld: try it with 'make run', test it with 'make test'."
@@ -41,19 +44,25 @@ test-unit: $(STAMP) ## Run the unit tests and the linters only.
 	$(BIN)/pytest -q tests/unit
 
 test-integration: $(STAMP) ## Run the tests against real processes, without guests.
-	$(BIN)/pytest -q tests/integration --ignore tests/integration/test_guest.py
+	$(BIN)/pytest -q tests/integration $(GUESTS:%=--ignore %)
 
-test-guest: $(STAMP) ## Run the tests with real QEMU guests only.
+test-guest: $(STAMP) ## Run the tests with real guests (QEMU, User-Mode Linux) and libblkio only.
 	@packaging/prerequisites test
-	$(BIN)/pytest -q tests/integration/test_guest.py
+	$(BIN)/pytest -q $(GUESTS)
 
 test-system: $(STAMP) ## Run the tests under a real systemd, in a container; needs root.
 	@packaging/prerequisites setup test system
 	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q tests/system
 
+sanitize: $(STAMP) ## Run the tests of native code with the address and undefined behaviour sanitizers.
+	$(BIN)/pytest -q tests/integration/test_sanitizers.py
+
+fuzz: $(STAMP) ## Fuzz TARGET= (default: all) for SECONDS= each (default: 600); what is found stays in build/fuzz.
+	@PYTHONPATH=tests $(BIN)/python -m fuzz run $(TARGET) $(SECONDS)
+
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
-	@for one in join_storm dbus_notify objects startup journal restart blk; do $(BIN)/python bench/$$one.py || exit; done
+	@for one in join_storm dbus_notify objects startup journal restart blk rng loopback devices; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/pytest -q tests/unit/test_linters.py

@@ -3,8 +3,8 @@
 """Build of the native modules; everything else is in pyproject.toml.
 
 ``DOORBELLD_DEBUG=1`` builds with line tracing, no optimisation and all of Cython's checks (``make debug``).
-``DOORBELLD_SANITIZE=1`` builds with the address and undefined behaviour sanitizers; a program that loads the result
-needs gcc's libasan in LD_PRELOAD.
+``DOORBELLD_SANITIZE=1`` builds with the address and undefined behaviour sanitizers, and with the coverage that fuzzers
+go by. A program that loads the result needs the sanitizers in LD_PRELOAD: tests/support/sanitized.py makes both.
 """
 
 import os
@@ -15,7 +15,17 @@ from setuptools import Extension, setup
 
 DEBUG = os.environ.get("DOORBELLD_DEBUG") == "1"
 SANITIZE = os.environ.get("DOORBELLD_SANITIZE") == "1"
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
+SANITIZERS = (
+    [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fsanitize-coverage=trace-pc,trace-cmp",
+        "-include",
+        "tests/support/coverage.h",
+    ]
+    if SANITIZE
+    else []
+)
 OPTIMISATION = ["-O0", "-g3"] if DEBUG else ["-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else ["-O2"]
 
 RING = "daemon/doorbelld/ring"
@@ -32,7 +42,6 @@ def extension(name: str) -> Extension:
         include_dirs=[headers, RING],
         depends=[*glob(f"{headers}/*.h"), *glob(f"{RING}/*.h")],
         extra_compile_args=["-Wall", "-Wextra", "-Wno-unused-parameter", *OPTIMISATION, *SANITIZERS],
-        extra_link_args=SANITIZERS,
         define_macros=[("_GNU_SOURCE", "1"), *([("CYTHON_TRACE", "1")] if DEBUG else [])],
     )
 
