@@ -87,6 +87,24 @@ def measure(name: str, *arguments: object, cpu: int | None = None) -> dict[str, 
     return numbers
 
 
+def drive(
+    socket: Path, readable: int, writable: int, depth: int, seconds: float, *, cpu: int | None = None
+) -> dict[str, float]:
+    """Keep a device of any type busy with requests of so many bytes, and return the numbers of ``drive_device.py``."""
+    arguments = map(str, (socket, readable, writable, depth, seconds))
+    script = ROOT / "bench" / "drive_device.py"
+    numbers: dict[str, float] = json.loads(_output([*on_cpu(cpu), sys.executable, str(script), *arguments]))
+    return numbers
+
+
+def two_cpus() -> tuple[int, int]:
+    """Choose a CPU for each side of a socket."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise Malfunction("two CPUs are needed, one for each side of a socket")
+    return cpus[0], cpus[-1]
+
+
 def on_cpu(cpu: int | None) -> list[str]:
     """Say what to put before a command so that it runs on that CPU only."""
     return [] if cpu is None else ["taskset", "-c", str(cpu)]
@@ -183,6 +201,10 @@ class Server:
         """Its process."""
         return self.process.pid
 
+    def device(self, name: str) -> Path:
+        """Tell where front-ends of a device of ours connect."""
+        return self.socket.parent / name / "socket"
+
 
 @dataclass(frozen=True)
 class Daemon:
@@ -192,13 +214,19 @@ class Daemon:
     library: str = "dbus_fast"
 
     @contextlib.contextmanager
-    def start(self, bus: str, *, cpu: int | None = None, wait: bool = True) -> Iterator[Server]:
-        """Start it with one region, "bench", and no host peer; by default wait until it serves and owns its name."""
+    def start(
+        self, bus: str, *, cpu: int | None = None, wait: bool = True, devices: Mapping[str, str] | None = None
+    ) -> Iterator[Server]:
+        """Start it with one region, "bench", and no host peer; by default wait until it serves and owns its name.
+
+        *devices* are more tables of the configuration, by the name of the device.
+        """
+        tables = "".join(f"[device.{name}]\n{table}\n" for name, table in (devices or {}).items())
         with directory() as place:
             config, socket = place / "doorbelld.toml", place / "bench.sock"
             config.write_text(
                 f'[daemon]\nruntime-directory = "{place}"\n[region.bench]\nsize = "4M"\nvectors = {VECTORS}\n'
-                f'socket = "{socket}"\nmax-peers = 2000\nhost-peer = false\n',
+                f'socket = "{socket}"\nmax-peers = 2000\nhost-peer = false\n{tables}',
                 "utf-8",
             )
             command = [str(self.executable), "--config", str(config), "--bus", bus, "--log-level", "warning"]

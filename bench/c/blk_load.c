@@ -1,19 +1,21 @@
 /* SPDX-FileCopyrightText: 2026 The doorbelld authors */
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * blk_load SOCKET read|write DEPTH SECONDS: a front-end that gives a vhost-user-blk back-end 4 KiB requests.
+ * blk_load read|write DEPTH SECONDS SOCKET...: front-ends that give vhost-user-blk back-ends 4 KiB requests.
  *
- * It does what a guest's driver does: one split ring of 128 entries with indirect descriptors and event indexes, DEPTH
- * requests in flight at random places, and it sleeps in read(2) of the call eventfd when there is nothing to do. Each
- * block of the disk must begin with its own number; that is checked, and kept when writing. Prints one line of JSON:
- * requests a second, and what a request takes, in microseconds.
+ * Each does what a guest's driver does, in a thread of its own: one split ring of 128 entries with indirect descriptors
+ * and event indexes, DEPTH requests in flight at random places, and it sleeps in poll(2) for the call eventfd when there
+ * is nothing to do. They begin together when all are set up. Each block of a disk must begin with its own number; that
+ * is checked, and kept when writing. Prints one line of JSON: requests a second of all together, and what a request
+ * takes, in microseconds.
  */
 #define _GNU_SOURCE
 #include "bench.h"
 
-#include <fcntl.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ring.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -63,10 +65,26 @@ struct message {
     } body;
 } __attribute__((packed));
 
-static int sock, kick, call;
-static unsigned char *memory;
-static struct vring ring;
-static uint16_t last_used, published;
+enum { SAMPLES = 1 << 18 }; /* of a front-end, at most: the first ones */
+
+struct front_end {
+    pthread_t thread;
+    const char *path;
+    uint64_t done;
+    double began, end;
+    size_t taken;
+    double samples[SAMPLES];
+};
+
+static unsigned depth;
+static int writing;
+static double seconds;
+static pthread_barrier_t ready;
+
+static _Thread_local int sock, kick, call;
+static _Thread_local unsigned char *memory;
+static _Thread_local struct vring ring;
+static _Thread_local uint16_t last_used, published;
 
 /* Send a message, with *fd* unless that is -1; wait for the answer if one is due. */
 static void ask(struct message *message, int fd, int answered)
@@ -121,7 +139,7 @@ static uint64_t set_up(const char *path)
         fail("memfd");
     memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     kick = eventfd(0, EFD_CLOEXEC);
-    call = eventfd(0, EFD_CLOEXEC);
+    call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); /* as QEMU does */
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (memory == MAP_FAILED || kick < 0 || call < 0 || sock < 0)
         fail("set up");
@@ -158,8 +176,6 @@ static uint64_t set_up(const char *path)
     tell(SET_VRING_CALL, 0, call);
     tell_state(SET_VRING_ENABLE, 1);
     get(GET_FEATURES); /* answered when all of this is done */
-    if (fcntl(call, F_SETFL, 0)) /* qemu-storage-daemon has made it non-blocking, for both of us */
-        fail("call");
     close(fd);
     return sectors / (BLOCK / 512);
 }
@@ -169,7 +185,7 @@ static unsigned char *status_of(unsigned slot) { return memory + HEADERS + slot 
 static uint64_t *data_of(unsigned slot) { return (void *)(memory + DATA + slot * BLOCK); }
 
 /* Make all that stays the same from request to request. */
-static void prepare(unsigned slot, int writing)
+static void prepare(unsigned slot)
 {
     struct vring_desc *table = (void *)(memory + TABLES + slot * 64);
     uint16_t inward = writing ? 0 : VRING_DESC_F_WRITE;
@@ -205,61 +221,92 @@ static int is_idle(void) { return __atomic_load_n(&ring.used->idx, __ATOMIC_ACQU
 
 static void wait_for_call(void)
 {
+    struct pollfd called = {.fd = call, .events = POLLIN};
     uint64_t count;
     __atomic_store_n(&vring_used_event(&ring), last_used, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (is_idle() && read(call, &count, sizeof count) != sizeof count)
+    if (is_idle() && (poll(&called, 1, -1) != 1 || read(call, &count, sizeof count) != sizeof count))
         fail("call");
 }
 
-int main(int argc, char **argv)
+static void *use(void *data)
 {
-    static double begun[DEPTH_MAX], samples[1 << 20];
-    uint64_t blocks, done = 0, seed = 88172645463325252ull;
-    unsigned depth = argc == 5 ? (unsigned)atoi(argv[3]) : 0;
-    int writing = argc == 5 && !strcmp(argv[2], "write");
-    double began, until, end;
-    size_t taken = 0;
+    struct front_end *own = data;
+    uint64_t blocks = set_up(own->path), seed = 88172645463325252ull + (uintptr_t)own;
+    double begun[DEPTH_MAX], until;
     uint16_t old;
-    if (!depth || depth > DEPTH_MAX) {
-        fprintf(stderr, "usage: blk_load SOCKET read|write DEPTH(1..%d) SECONDS\n", DEPTH_MAX);
-        return 2;
-    }
-    blocks = set_up(argv[1]);
     for (unsigned slot = 0; slot < depth; slot++)
-        prepare(slot, writing);
-    began = end = now();
-    until = began + atof(argv[4]);
+        prepare(slot);
+    pthread_barrier_wait(&ready);
+    own->began = own->end = now();
+    until = own->began + seconds;
     for (unsigned slot = 0; slot < depth; slot++) {
-        begun[slot] = began;
+        begun[slot] = own->began;
         submit(slot, slot % blocks);
     }
     publish(0);
     for (uint64_t out = depth; out;) {
         wait_for_call();
         old = published;
-        end = now();
+        own->end = now();
         while (!is_idle()) {
             unsigned slot = ring.used->ring[last_used++ % ENTRIES].id;
-            if (slot >= depth || *status_of(slot) ||
-                *data_of(slot) != header_of(slot)->sector / (BLOCK / 512)) {
-                fprintf(stderr, "a request failed, or gave other data than it should\n");
-                return 1;
+            if (slot >= depth || *status_of(slot) || *data_of(slot) != header_of(slot)->sector / (BLOCK / 512)) {
+                fprintf(stderr, "%s: a request failed, or gave other data than it should\n", own->path);
+                exit(1);
             }
-            done++, out--;
-            if (taken < sizeof samples / sizeof *samples)
-                samples[taken++] = end - begun[slot];
-            if (end < until) {
+            own->done++, out--;
+            if (own->taken < SAMPLES)
+                own->samples[own->taken++] = own->end - begun[slot];
+            if (own->end < until) {
                 seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-                begun[slot] = end;
+                begun[slot] = own->end;
                 submit(slot, seed % blocks), out++;
             }
         }
         if (published != old)
             publish(old);
     }
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    unsigned count = argc < 5 ? 0 : (unsigned)argc - 4;
+    struct front_end *all = calloc(count + !count, sizeof *all);
+    double began = 0, end = 0, *samples;
+    uint64_t done = 0;
+    size_t taken = 0;
+    depth = count ? (unsigned)atoi(argv[2]) : 0;
+    if (!depth || depth > DEPTH_MAX || !all) {
+        fprintf(stderr, "usage: blk_load read|write DEPTH(1..%d) SECONDS SOCKET...\n", DEPTH_MAX);
+        return 2;
+    }
+    writing = !strcmp(argv[1], "write");
+    seconds = atof(argv[3]);
+    if (pthread_barrier_init(&ready, NULL, count))
+        fail("barrier");
+    for (unsigned i = 0; i < count; i++) {
+        all[i].path = argv[4 + i];
+        if (pthread_create(&all[i].thread, NULL, use, &all[i]))
+            fail("thread");
+    }
+    for (unsigned i = 0; i < count; i++) {
+        pthread_join(all[i].thread, NULL);
+        began = i && began < all[i].began ? began : all[i].began;
+        end = end > all[i].end ? end : all[i].end;
+        done += all[i].done;
+        taken += all[i].taken;
+    }
+    if (!(samples = calloc(taken, sizeof *samples)))
+        fail("samples");
+    for (unsigned i = taken = 0; i < count; i++) {
+        memcpy(samples + taken, all[i].samples, all[i].taken * sizeof *samples);
+        taken += all[i].taken;
+    }
     qsort(samples, taken, sizeof *samples, by_value);
     printf("{\"per_second\": %.1f, \"mean\": %.3f, \"median\": %.3f, \"p99\": %.3f}\n", (double)done / (end - began),
-           (end - began) / (double)done * depth * 1e6, samples[taken / 2] * 1e6, samples[taken * 99 / 100] * 1e6);
+           (end - began) / (double)done * depth * count * 1e6, samples[taken / 2] * 1e6,
+           samples[taken * 99 / 100] * 1e6);
     return 0;
 }

@@ -5,6 +5,7 @@
  *
  *   latency N               one call at a time, without arguments (GetManagedObjects, say)
  *   latency N PEER VECTOR   ... with the arguments qq
+ *   region N PEER VECTOR REGION   ... with the arguments sqq, the name of a region first
  *   many N K PEER VECTORS   ... with an a(qq) of K entries, going round the peer's VECTORS
  *   pipeline N DEPTH PEER VECTOR   DEPTH calls of qq in flight
  *   get N                   Properties.Get of the property MEMBER
@@ -21,7 +22,7 @@
 #define PATIENCE_US (30 * 1000000ull)
 
 static sd_bus *bus;
-static const char *destination, *path, *interface, *member;
+static const char *destination, *path, *interface, *member, *region;
 static long left, in_flight;
 static uint16_t peer, vector;
 
@@ -43,7 +44,9 @@ static sd_bus_message *method(const char *its_interface, const char *its_member)
 static sd_bus_message *one_ring(void)
 {
     sd_bus_message *call = method(interface, member);
-    must(sd_bus_message_append(call, "qq", peer, vector), "append");
+    must(region ? sd_bus_message_append(call, "sqq", region, peer, vector) :
+                  sd_bus_message_append(call, "qq", peer, vector),
+         "append");
     return call;
 }
 
@@ -156,8 +159,10 @@ int main(int argc, char **argv)
         pipeline(args[1]);
         return 0;
     }
+    if (!strcmp(mode, "region") && given == 4)
+        region = argv[10];
     int latency = !strcmp(mode, "latency"), many = !strcmp(mode, "many") && given == 4 && args[3] > 0;
-    if (!latency && !many && strcmp(mode, "get")) {
+    if (!latency && !many && !region && strcmp(mode, "get")) {
         fprintf(stderr, "%s: no such mode, or arguments are missing\n", mode);
         return 2;
     }
@@ -166,8 +171,8 @@ int main(int argc, char **argv)
     for (long i = 0; i < left; i++) {
         double start = now();
         call_and_free(many                    ? many_rings(args[1], (uint16_t)args[3])
+                      : region || given == 3  ? one_ring()
                       : !latency              ? property()
-                      : given == 3            ? one_ring()
                                               : method(interface, member));
         samples[i] = now() - start;
     }

@@ -56,7 +56,16 @@ class _Sent(NamedTuple):
 class BlkDriver:
     """A device with its worker, and queues to it."""
 
-    def __init__(self, path: Path, *, queues: int = 1, workers: int = 1, num: int = 64, **options: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        queues: int = 1,
+        workers: int = 1,
+        num: int = 64,
+        ring_features: int = F_INDIRECT_DESC | F_EVENT_IDX,
+        **options: Any,
+    ) -> None:
         self.device = Blk(BlkOptions(str(path), **options), queues=queues)
         self.device.ack(self.device.features)
         self.guest = Guest([(0, MEMORY)])
@@ -66,8 +75,7 @@ class BlkDriver:
         self._turn = 0
         self._sent: list[dict[int, _Sent]] = []
         for index in range(queues):
-            features = F_INDIRECT_DESC | F_EVENT_IDX
-            ring = self.guest.ring(num, features, at=_RINGS_AT + index * _RING_SPACE, index=index)
+            ring = self.guest.ring(num, ring_features, at=_RINGS_AT + index * _RING_SPACE, index=index)
             self.rings.append(ring)
             self._sent.append({})
             self.attach(index)

@@ -159,7 +159,7 @@ class DeviceSite:
         assert backend.reason == end.reason
         with Frontend.connect(backend.spec.socket, timeout=DEADLINE) as fresh:
             assert fresh.ask_number(FrontendRequest.GET_FEATURES) == backend.offered_features
-        assert len([event for event in self.of(FrontendDetached) if event.device is backend]) == 1
+            assert len([event for event in self.of(FrontendDetached) if event.device is backend]) == 1
 
     def open(self, kind: type[Device] | str = Echo, **options: Any) -> Backend:
         """Make a device and serve it; options are spelled as in the configuration."""

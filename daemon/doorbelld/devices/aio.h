@@ -14,6 +14,7 @@
 struct aio {
     int pooled;
     uint32_t under_way; /* pushed and not reaped */
+    uint32_t fresh;     /* of those, not submitted */
     struct uring ring;
     struct pool pool;
 };
@@ -49,6 +50,7 @@ static inline void aio_clear(struct aio *aio)
 static inline void aio_push(struct aio *aio, struct job *job)
 {
     aio->under_way++;
+    aio->fresh++;
     if (aio->pooled)
         jobs_add(&aio->pool.fresh, job);
     else
@@ -57,6 +59,7 @@ static inline void aio_push(struct aio *aio, struct job *job)
 
 static inline void aio_submit(struct aio *aio)
 {
+    aio->fresh = 0;
     if (aio->pooled)
         pool_submit(&aio->pool);
     else

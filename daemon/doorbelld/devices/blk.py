@@ -143,6 +143,8 @@ class Blk(Device):
         )
         self.disk.capacity = self._image.sectors
         self._served: dict[int, DiskQueue] = {}
+        self._before = Served(0, 0)
+        """Of queues that were detached."""
         self._accepted: int | None = None
 
     # 5.2.3
@@ -238,12 +240,16 @@ class Blk(Device):
     def detach(self, worker: Worker, queue: VirtQueue) -> None:
         """End that."""
         self._served[queue.index].detach(worker)
-        del self._served[queue.index]
+        last = self._served.pop(queue.index).served
+        self._before = Served(self._before.inline + last.inline, self._before.deferred + last.deferred)
 
-    def served(self) -> Served:
-        """Tell how many requests the queues that are attached served inline, and how many had to wait."""
-        counts = [queue.served for queue in self._served.values()]
-        return Served(sum(count.inline for count in counts), sum(count.deferred for count in counts))
+    def counters(self) -> dict[str, int]:
+        """Return how many requests were served inline, and how many had to wait."""
+        counts = [self._before, *(queue.served for queue in self._served.values())]
+        return {
+            "inline": sum(count.inline for count in counts),
+            "deferred": sum(count.deferred for count in counts),
+        }
 
     def close(self) -> None:
         """Close the image; the queues are detached."""

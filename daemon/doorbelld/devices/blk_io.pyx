@@ -17,8 +17,9 @@ What the slots in `requests` hold is indexed by head, since a head is in flight 
 short reads and writes are continued, ranges to discard come one after the other, and direct I/O that guest memory is not
 aligned for goes through a bounce buffer by the piece. It is pushed when it is done, in whatever order that happens.
 
-A sweep (`serve`) pops what is there, submits all new jobs with one system call, takes the jobs that are done, and publishes
-everything at once.
+A sweep (`serve`) pops what is there, takes the jobs that are done, and publishes. New jobs are submitted by the handful,
+so that the disk begins while we still look at the rest. If a sweep is long, what is done in its first half is published
+by itself: driver and device then work at the same time, each on its half. More often would only wake the driver more often.
 
 *Guest memory that is gone* is EFAULT from the kernel. We then touch the buffers, so that the SIGBUS guard notes it.
 
@@ -58,9 +59,11 @@ cdef extern from "aio.h" nogil:
         uint64_t offset
         uint64_t length
         int64_t result
+    ssize_t file_read(int fd, const iovec *pieces, uint32_t count, uint64_t offset, uint32_t flags)
+    ssize_t file_write(int fd, const iovec *pieces, uint32_t count, uint64_t offset, uint32_t flags)
     void job_run(job_t *)
     struct aio_t "aio":
-        pass
+        uint32_t fresh
     void aio_init(aio_t *)
     int aio_open(aio_t *, int pooled, uint32_t room)
     void aio_close(aio_t *)
@@ -86,10 +89,6 @@ cdef extern from *:
     enum: RWF_NOWAIT, RWF_DSYNC
     enum: FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 
-cdef extern from "<sys/uio.h>" nogil:
-    ssize_t preadv2(int fd, const iovec *pieces, int count, int64_t offset, int flags)
-    ssize_t pwritev2(int fd, const iovec *pieces, int count, int64_t offset, int flags)
-
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **made, size_t alignment, size_t size)
 
@@ -107,6 +106,9 @@ cdef enum:  # VIRTIO 1.2, 5.2.6
 
 cdef enum:
     BUDGET = 64  # requests in a sweep
+    LONG = 48  # requests; a sweep of so many is published by halves
+    LONG_BYTES = 256 * 1024  # and any after so many bytes
+    HANDFUL = 4  # jobs
     PIECES_AT_ONCE = 1024  # of a system call (UIO_MAXIOV)
     BOUNCE_SIZE = 256 * 1024
     ZEROES_SIZE = 1024 * 1024
@@ -178,6 +180,7 @@ cdef class DiskQueue:
     cdef request_t *requests  # by head
     cdef uint32_t slots
     cdef uint32_t deferred
+    cdef uint64_t copied  # bytes since the last time that something was published
     cdef uint64_t inline_count
     cdef uint64_t deferred_count
     cdef aio_t backend
@@ -239,6 +242,8 @@ cdef class DiskQueue:
     cdef int serve(self) noexcept nogil:
         """Make a sweep; what `process` returns."""
         cdef int number
+        cdef int count
+        cdef int half = BUDGET
         cdef int got
         cdef int said = PROCESS_MORE
         for number in range(BUDGET):
@@ -246,9 +251,22 @@ cdef class DiskQueue:
             if got <= 0:
                 said = PROCESS_DONE
                 break
+            if number == 0:
+                count = 1 + self.queue.backlog()
+                if LONG <= count <= BUDGET:
+                    half = count // 2
             self.begin(got == POP_FAULT)
+            if number + 1 == half or self.copied >= LONG_BYTES:
+                self.publish()
+            if self.backend.fresh >= HANDFUL:
+                aio_submit(&self.backend)
         self.settle()
         return said
+
+    cdef void publish(self) noexcept nogil:
+        """Let the driver see what was given back."""
+        self.copied = 0
+        self.queue.publish()
 
     cdef void settle(self) noexcept nogil:
         """Submit, take what is done, go on with it, and publish."""
@@ -262,7 +280,7 @@ cdef class DiskQueue:
             while done != NULL:
                 self.go_on(<request_t *>done)
                 done = aio_reap(&self.backend)
-        self.queue.publish()
+        self.publish()
 
     cdef void begin(self, bint faulty) noexcept nogil:
         """Serve the request that was popped, or defer it."""
@@ -317,7 +335,7 @@ cdef class DiskQueue:
         cdef bint through = writing and flag_get(&self.state.writethrough)
         cdef int *how = &self.state.writes if writing else &self.state.reads
         cdef int inline = INLINE_NEVER if through else flag_get(how)
-        cdef int flags = RWF_NOWAIT if inline == INLINE_NOWAIT else 0
+        cdef uint32_t flags = RWF_NOWAIT if inline == INLINE_NOWAIT else 0
         cdef uint64_t unwritten = written if writing else left == 0
         cdef request_t *request
         cdef ssize_t got
@@ -329,9 +347,9 @@ cdef class DiskQueue:
         # SAFETY: the pieces are ours, what they point to is guest memory with left bytes; the kernel fails where it is gone.
         while left and inline != INLINE_NEVER:
             if writing:
-                got = pwritev2(self.state.fd, pieces, min(count, <uint32_t>PIECES_AT_ONCE), offset, flags)
+                got = file_write(self.state.fd, pieces, min(count, <uint32_t>PIECES_AT_ONCE), offset, flags)
             else:
-                got = preadv2(self.state.fd, pieces, min(count, <uint32_t>PIECES_AT_ONCE), offset, flags)
+                got = file_read(self.state.fd, pieces, min(count, <uint32_t>PIECES_AT_ONCE), offset, flags)
             if got > 0:
                 left -= got
                 offset += got
@@ -349,6 +367,7 @@ cdef class DiskQueue:
                 return
         if not left:
             word_set(&self.inline_count, self.inline_count + 1)
+            self.copied += offset - (header.sector << SECTOR_BITS)
             self.end(&self.chain, status, VIRTIO_BLK_S_OK, written)
             return
         request = self.defer(header.type, status, written, unwritten)

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -50,6 +51,23 @@ static inline struct job *jobs_take(struct job_list *list)
     return job;
 }
 
+/*
+ * preadv2(2) and pwritev2(2) without what the C library does around them for threads that may be cancelled, which costs
+ * some per cent of a call that finds everything in memory. The kernel drops the high half of the offset where the low one
+ * has room for all of it.
+ */
+static inline ssize_t file_read(int fd, const struct iovec *pieces, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    return syscall(SYS_preadv2, fd, pieces, (unsigned long)count, (unsigned long)offset, (unsigned long)(offset >> 32),
+                   flags);
+}
+
+static inline ssize_t file_write(int fd, const struct iovec *pieces, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    return syscall(SYS_pwritev2, fd, pieces, (unsigned long)count, (unsigned long)offset, (unsigned long)(offset >> 32),
+                   flags);
+}
+
 /* Do the job here and now, however long it takes. */
 static void job_run(struct job *job)
 {
@@ -57,10 +75,10 @@ static void job_run(struct job *job)
     do {
         switch (job->kind) {
         case JOB_READ:
-            result = preadv2(job->fd, job->pieces, (int)job->count, (off_t)job->offset, (int)job->flags);
+            result = file_read(job->fd, job->pieces, job->count, job->offset, job->flags);
             break;
         case JOB_WRITE:
-            result = pwritev2(job->fd, job->pieces, (int)job->count, (off_t)job->offset, (int)job->flags);
+            result = file_write(job->fd, job->pieces, job->count, job->offset, job->flags);
             break;
         case JOB_SYNC:
             result = fdatasync(job->fd);

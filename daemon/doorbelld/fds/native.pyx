@@ -127,6 +127,14 @@ cdef extern from *:
         timer_settime(guard_timer, 0, &off, NULL);
     }
 
+    /* A timer outlives its thread, so who ends a thread ends its guard. */
+    static void guard_delete(void)
+    {
+        if (guard_owner == (pid_t)syscall(SYS_gettid))
+            timer_delete(guard_timer);
+        guard_owner = 0;
+    }
+
     /* What was stored before is stored before what comes after: for memory that is read when we are dead. */
     static void settle_memory(void) { __asm__ volatile("" ::: "memory"); }
 
@@ -134,6 +142,8 @@ cdef extern from *:
     """
     int guard_arm() nogil
     void guard_disarm() nogil
+    void guard_delete() nogil
+    enum: GUARD_SIGNAL
     void settle_memory() nogil
     ctypedef struct rights "union rights":
         pass
@@ -151,6 +161,8 @@ cdef struct Slot:
 
 SLOT_SIZE = sizeof(Slot)
 """Bytes of a send slot."""
+GUARD = GUARD_SIGNAL
+"""The signal of the guard: a thread that blocks it can't ring."""
 
 
 def send_messages(int sock, array.array values not None, array.array fds not None, unsigned char[::1] slot=None):
@@ -296,6 +308,11 @@ def ring_one(int fd):
         error = _ring(&fd, 1)
         guard_disarm()
     return error
+
+
+def end_guard():
+    """End the guard of this thread, which is about to end itself."""
+    guard_delete()
 
 
 def drain(int fd, unsigned char[::1] slot=None):

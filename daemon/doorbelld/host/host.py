@@ -417,6 +417,7 @@ def _describe_device(device: Backend) -> dict[str, Any]:
             "features": device.feature_names(device.accepted_features),
             "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
         },
+        "counters": device.counters,
         "memory": [_dashed(region._asdict()) for region in device.memory_regions],
         "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
     }

@@ -38,6 +38,9 @@ static inline void take_copy(void *to, const void *from, size_t length)
 /* Add to a counter that one thread writes and others read. */
 static inline void count_up(uint64_t *counter, uint64_t by) { store64(counter, load64(counter) + by); }
 
+/* Add to a counter that several threads write. */
+static inline void count_up_shared(uint64_t *counter, uint64_t by) { __atomic_fetch_add(counter, by, __ATOMIC_RELAXED); }
+
 /* Tell the processor that this is a loop that waits. */
 static inline void relax_cpu(void)
 {

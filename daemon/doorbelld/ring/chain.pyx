@@ -7,7 +7,7 @@ and using it raises `StaleChain`. When the memory table changes meanwhile it can
 written any more. Whatever view somebody kept keeps the old memory mapped, and does no harm.
 """
 
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 from .errors import StaleChain
 
@@ -161,9 +161,9 @@ cdef void _copy(const iovec *pieces, uint64_t skip, uint8_t *ours, uint64_t coun
         theirs = <uint8_t *>pieces.iov_base + skip
         step = min(count, pieces.iov_len - skip)
         if inward:
-            memcpy(theirs, ours, step)
+            memmove(theirs, ours, step)  # ours may be a view of what is readable, and that overlap what is writable
         else:
-            memcpy(ours, theirs, step)
+            memmove(ours, theirs, step)
         ours += step
         count -= step
         pieces += 1

@@ -10,7 +10,7 @@ callback of its eventfd.
 import os
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 from .queue cimport POP_CHAIN, POP_FAULT, VirtQueue, chain_free, chain_t
 from .worker cimport PROCESS_DONE, PROCESS_MORE, PROCESS_WAIT, Worker
@@ -115,11 +115,12 @@ cdef uint32_t echo(const chain_t *chain) noexcept nogil:
     cdef size_t given = 0  # to that target
     cdef size_t step
     cdef uint32_t total = 0
-    # SAFETY: both indexes stay below their counts, and step within what is left of both pieces.
+    # SAFETY: both indexes stay below their counts, and step within what is left of both pieces, which a driver may have
+    # laid over each other.
     while source < chain.readable_count and target < chain.writable_count:
         step = min(chain.readable[source].iov_len - taken, chain.writable[target].iov_len - given)
-        memcpy(<uint8_t *>chain.writable[target].iov_base + given, <uint8_t *>chain.readable[source].iov_base + taken,
-               step)
+        memmove(<uint8_t *>chain.writable[target].iov_base + given, <uint8_t *>chain.readable[source].iov_base + taken,
+                step)
         taken += step
         given += step
         total += <uint32_t>step

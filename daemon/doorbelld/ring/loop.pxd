@@ -12,7 +12,7 @@ busy(device, queue index)
     Whether a chain of that queue is in flight (so that a pause would find guest memory in use). The worker goes on
     serving the device's own descriptors until it is not. NULL for a device that has nothing in flight after process.
 event(device, descriptor)
-    That descriptor is readable; it is watched level-triggered, so take what makes it so.
+    That descriptor is readable, or may be: after a signal. It is watched level-triggered, so take what makes it so.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

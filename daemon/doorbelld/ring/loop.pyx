@@ -8,7 +8,8 @@ A worker is one thread with one epoll set: the kick descriptors of its queues, d
 say an eventfd of io_uring), and an eventfd of its own, *control*. In turns it serves every queue that is ready, by
 calling the device's ``process`` (loop.pxd says what that has to do), until none is. Then it *polls* for a while: kicks
 are off, and it looks at the queues themselves. When that was in vain it *arms*, which means turning kicks on and
-looking once more, and sleeps.
+looking once more, and sleeps. io_uring ends a sleep with a signal of its own kind before its descriptor is readable, so
+after a signal all watches are looked at.
 
 *The polling window* adapts between 0 and ``poll_us``. It doubles when a sleep ended sooner than ``poll_us`` (polling
 longer would have caught that), and halves when one lasted longer.
@@ -91,10 +92,10 @@ cdef class Loop:
                 return
             if self._serve_ready():
                 served = True
-                self._look_around()  # while one queue is busy, the others are not armed
-                if self.watches_count or self.slots_count > 1:
-                    self._wait(0)
-                continue
+                if self._look_around():  # while one queue is busy, the others are not armed
+                    if self.watches_count or self.slots_count > 1:
+                        self._wait(0)
+                    continue
             most = load64(&self.poll_ns)
             if self.window_ns and most:
                 if served:
@@ -193,18 +194,18 @@ cdef class Loop:
         return True
 
     cdef bint _look_around(self) noexcept nogil:
-        """Mark the native queues that are not empty as ready; whether there was one."""
+        """Mark the native queues that are not empty as ready; whether any queue is."""
         cdef slot_t *slot
         cdef bint found = False
         cdef uint32_t i
         # SAFETY: as in _serve.
         for i in range(self.slots_count):
             slot = &self.slots[i]
-            if slot.queue == NULL or slot.python or slot.draining or slot.dead or slot.waiting:
+            if slot.queue == NULL or slot.draining or slot.dead:
                 continue
-            if not (<VirtQueue>slot.queue).is_empty():
+            if not (slot.ready or slot.python or slot.waiting or (<VirtQueue>slot.queue).is_empty()):
                 slot.ready = 1
-                found = True
+            found = found or slot.ready
         return found
 
     cdef bint _arm(self) noexcept nogil:
@@ -236,6 +237,10 @@ cdef class Loop:
         count = epoll_wait(self.epoll, events, EVENTS_MAX, timeout_ms)
         for i in range(<uint32_t>max(count, 0)):
             self._event(events[i].data.u64)
+        if count < 0:
+            for i in range(self.watches_count):
+                if self.watches[i].fd >= 0:
+                    self._event(EVENT_WATCH | i)
         if timeout_ms == UNKICKED_MS:
             for i in range(self.slots_count):
                 if self.slots[i].unkicked:
@@ -244,6 +249,7 @@ cdef class Loop:
     cdef void _event(self, uint64_t what) noexcept nogil:
         """Note one event."""
         cdef watch_t *watch
+        cdef slot_t *slot
         cdef uint32_t i
         # SAFETY: numbers of slots and watches are below their counts, which only grow; the batch of events is handled
         # without a pause in between, so each is still what it was.
@@ -255,9 +261,13 @@ cdef class Loop:
         elif what & EVENT_WATCH:
             watch = &self.watches[what - EVENT_WATCH]
             watch.event(watch.device, watch.fd)
-            for i in range(self.slots_count):  # a device that waited may go on
-                if self.slots[i].waiting:
-                    self.slots[i].ready = 1
+            for i in range(self.slots_count):
+                slot = &self.slots[i]
+                # a device that waited may go on; what broke just now is found out by serving it
+                if slot.waiting or (
+                    slot.queue != NULL and not slot.python and not (<VirtQueue>slot.queue).check_memory()
+                ):
+                    slot.ready = 1
         elif self.slots[what].queue != NULL:
             self.slots[what].ready = 1
             (<VirtQueue>self.slots[what].queue).count_kick()

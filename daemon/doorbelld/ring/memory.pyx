@@ -31,7 +31,7 @@ from collections import namedtuple
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 from .errors import GuestMemoryError
 
@@ -399,7 +399,7 @@ cdef class MemoryMap:
         for view in self.views(guest_addr, len(data)):
             piece = view
             # SAFETY: the views together are as long as data.
-            memcpy(&piece[0], &data[done], len(piece))
+            memmove(&piece[0], &data[done], len(piece))
             done += len(piece)
 
     def explain(self, guest_addr, length):

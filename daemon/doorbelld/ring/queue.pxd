@@ -36,11 +36,13 @@ cdef class VirtQueue:
     cdef void push_chain(self, const chain_t *chain, uint32_t written) noexcept nogil
     cdef bint publish(self) noexcept nogil
     cdef bint is_empty(self) noexcept nogil
+    cdef uint32_t backlog(self) noexcept nogil
     cdef bint want_kicks(self, bint wanted) noexcept nogil
     cdef void count_error(self) noexcept nogil
     cdef void count_kick(self) noexcept nogil
     cdef bint check_memory(self) noexcept nogil
 
+    cdef bint _signal(self) except -1
     cdef int _check_owner(self) except -1
     cdef int _check_unwatched(self) except -1
     cdef int _check_stopped(self, what) except -1

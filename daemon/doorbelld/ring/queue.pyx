@@ -13,8 +13,9 @@ the queue is detached; Python then only looks at properties, and may replace the
 
 The descriptors of kick and call are copies of the queue's own. The call descriptor keeps its number for life: replacing
 it means putting another file behind that number (dup3), so a thread that signals it never meets a number that was
-closed. With F_INBAND_NOTIFICATIONS the session gives its own eventfd as call descriptor and sends the message when that
-fires.
+closed. What it leads to is shared with a front-end, who can make it blocking and fill it at any time. A worker's thread
+that serves a native device only harms that device then; whoever holds the GIL signals under a guard (fds/native.pyx).
+With F_INBAND_NOTIFICATIONS the session gives its own eventfd as call descriptor and sends the message when that fires.
 
 A `Chain` that Python got is valid until it is pushed or taken back, or the queue stops.
 """
@@ -25,8 +26,9 @@ from collections import namedtuple
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from ..fds import native
 from .chain import Chain
-from .errors import QueueBroken, QueueError, StaleChain
+from .errors import BROKEN, QueueBroken, QueueError, StaleChain
 
 from .chain cimport Chain
 from .split cimport (
@@ -59,6 +61,7 @@ cdef extern from "barriers.h" nogil:
     int load_flag(const int *at)
     void store_flag(int *at, int value)
     void count_up(uint64_t *counter, uint64_t by)
+    void count_up_shared(uint64_t *counter, uint64_t by)
 
 F_NOTIFY_ON_EMPTY = 1 << VIRTIO_F_NOTIFY_ON_EMPTY
 F_INDIRECT_DESC = 1 << VIRTIO_F_INDIRECT_DESC
@@ -67,24 +70,6 @@ RING_FEATURES = F_NOTIFY_ON_EMPTY | F_INDIRECT_DESC | F_EVENT_IDX
 """Feature bits that this layer realises."""
 
 Counters = namedtuple("Counters", "kicks calls requests bytes errors")
-
-_REASONS = (  # by broken_t
-    "",
-    "the available index went to {0}, further ahead than the ring has entries",
-    "descriptor {0} was made available, which the ring does not have",
-    "descriptor {0} was made available again while it was in flight",
-    "a chain goes on at descriptor {0}, which its table does not have",
-    "the chain at descriptor {0} loops",
-    "an indirect table holds another (at descriptor {0} in it)",
-    "descriptor {0} refers to an indirect table and goes on besides",
-    "an indirect table has {0} bytes, not a multiple of 16 above 0",
-    "descriptor {0} refers to an indirect table, but VIRTIO_F_INDIRECT_DESC was not negotiated",
-    "a buffer for the device to read (descriptor {0}) follows one for it to write",
-    "the buffer of descriptor {0} has no bytes",
-    "the chain at descriptor {0} has more than 2^32 bytes",
-    "a chain has more than {0} buffers",
-    "there was no memory for a chain of {0} buffers",
-)
 
 
 cdef class VirtQueue:
@@ -178,6 +163,10 @@ cdef class VirtQueue:
         """Tell whether there is nothing to pop."""
         return split_empty(&self.ring)
 
+    cdef uint32_t backlog(self) noexcept nogil:
+        """Tell how many chains wait that were seen already."""
+        return <uint16_t>(self.ring.shadow_avail - self.ring.last_avail)
+
     cdef bint want_kicks(self, bint wanted) noexcept nogil:
         """Turn kicks on or off; True if there is something to pop for which none may come."""
         return split_set_notification(&self.ring, wanted)
@@ -256,6 +245,7 @@ cdef class VirtQueue:
         if not self.ring.num:
             raise QueueError(f"queue {self.index}: its size must be set before its addresses")
         old = (self.ring.desc_user, self.ring.used_user, self.ring.avail_user)
+        broken = self.ring.broken
         self.ring.desc_user, self.ring.used_user, self.ring.avail_user = desc, used, avail
         self.ring.generation = 0
         if not self.ring.running:
@@ -269,6 +259,7 @@ cdef class VirtQueue:
         self.ring.desc_user, self.ring.used_user, self.ring.avail_user = old
         self.ring.generation = 0
         self._check_usable()
+        store_flag(&self.ring.broken, broken)
         raise QueueError(self._missing(desc, used, avail))
 
     def _missing(self, desc, used, avail):
@@ -281,7 +272,7 @@ cdef class VirtQueue:
                       if region.user_addr <= start and start + size <= region.user_addr + region.size]
             if not inside:
                 return (f"queue {self.index}: {name} area at {start:#x} with {size:#x} bytes "
-                        f"is not in one region of guest memory")
+                        f"is not in one region of guest memory; is all of that shared with us (share=on missing?)")
             if all(region.error for region in inside):
                 return f"queue {self.index}: {name} area: {self.memory.explain(inside[0].guest_addr, 1)}"
         return f"queue {self.index}: its areas are not aligned in the file that is behind guest memory"
@@ -322,14 +313,19 @@ cdef class VirtQueue:
         if self.ring.call_fd < 0:
             raise QueueError(f"queue {self.index} was closed")
         if fd >= 0:
+            store_flag(&self.ring.call_blocks, 1)
             os.dup2(fd, self.ring.call_fd, inheritable=False)
+            store_flag(&self.ring.call_blocks, os.get_blocking(fd))
             store_flag(&self.ring.call_set, 1)
-            ring_call(&self.ring)
-        else:
-            store_flag(&self.ring.call_set, 0)
+            self._signal()
+            return
+        store_flag(&self.ring.call_set, 0)
+        try:
             nowhere = os.eventfd(0)
-            os.dup2(nowhere, self.ring.call_fd, inheritable=False)
-            os.close(nowhere)
+        except OSError:  # no descriptor is left; then what is there stays a while longer, unused
+            return
+        os.dup2(nowhere, self.ring.call_fd, inheritable=False)
+        os.close(nowhere)
 
     def start(self):
         """Let the ring run from its base; nothing is in flight, kicks are wanted.
@@ -518,7 +514,7 @@ cdef class VirtQueue:
     def notify(self):
         """Signal the driver if it wants to hear of what was published (``vu_queue_notify``); whether it was."""
         self._check_owner()
-        return bool(split_wants_call(&self.ring) and ring_call(&self.ring))
+        return bool(split_wants_call(&self.ring) and self._signal())
 
     def notify_sync(self):
         """Like `notify` (``vu_queue_notify_sync``): a call descriptor is all that this layer signals with."""
@@ -526,7 +522,15 @@ cdef class VirtQueue:
 
     def call(self):
         """Signal the driver, wanted or not; right at any time. False if there is no call descriptor."""
-        return bool(ring_call(&self.ring))
+        return bool(self._signal())
+
+    cdef bint _signal(self) except -1:
+        """Signal the call descriptor with the GIL held, which a sharer must not make us keep; False if there is none."""
+        if not load_flag(&self.ring.call_set):
+            return False
+        native.ring_one(self.ring.call_fd)
+        count_up_shared(&self.ring.counters.calls, 1)
+        return True
 
     # -- how it stands; right at any time
 
@@ -553,7 +557,7 @@ cdef class VirtQueue:
             return self.told
         if why == BROKEN_DAMAGE:
             return self.memory.broken or "guest memory was gone"
-        return _REASONS[why].format(self.ring.broken_value)
+        return BROKEN[why].format(self.ring.broken_value)
 
     @property
     def in_memory(self):

@@ -82,7 +82,18 @@ static struct guarded *guarded_add(void *start, size_t length, size_t page, uint
 
 static void guarded_remove(struct guarded *slot) { guarded_set(slot, 0, 0, 0, 0, NULL); }
 
-/* Put zero pages where *address* is in a registered mapping; whether it was. */
+static int zeroes_at(uintptr_t start, size_t length)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return mmap((void *)start, length, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+
+/* Put zero pages where *address* is in a registered mapping; whether it was.
+ *
+ * In a process that has as many mappings as it may, one can't be cut in two, but replaced as a whole; if it has one more
+ * than that, which the kernel lets happen, only after it was removed. Then a thread that comes by in between is lost,
+ * but without that all would be.
+ */
 static int sigbus_heal(uintptr_t address)
 {
     struct guarded_chunk *chunk;
@@ -99,10 +110,8 @@ static int sigbus_heal(uintptr_t address)
                 continue;
             /* it is ours: the slot stays as it is for as long as this access lasts */
             size_t offset = (address - start) & ~(slot->page - 1);
-            int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-            void *at = (void *)(start + offset);
-            if (mmap(at, length - offset, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED &&
-                mmap(at, slot->page, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
+            if (!zeroes_at(start + offset, length - offset) && !zeroes_at(start, length) &&
+                (munmap((void *)start, length) || !zeroes_at(start, length)))
                 return 0;
             int none = 0;
             int *happened = &slot->damage->happened;

@@ -101,6 +101,7 @@ cdef struct ring_t:
     uint64_t broken_value
     int call_fd
     int call_set
+    int call_blocks  # it may: look before writing to it
     counters_t counters
 
 cdef void chain_free(chain_t *chain) noexcept nogil

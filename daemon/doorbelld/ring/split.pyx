@@ -52,13 +52,18 @@ cdef extern from "barriers.h" nogil:
     void full_fence()
     void take_copy(void *to, const void *source, size_t length)
     void count_up(uint64_t *counter, uint64_t by)
+    void count_up_shared(uint64_t *counter, uint64_t by)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *data, size_t count)
 
-cdef extern from "<fcntl.h>" nogil:
-    enum: F_GETFL, F_SETFL, O_NONBLOCK
-    int fcntl(int fd, int command, ...)
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum: POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout)
 
 cdef enum:
     DESC_SIZE = 16
@@ -354,15 +359,23 @@ cdef bint split_unpop(ring_t *ring, uint16_t head) noexcept nogil:
 cdef bint split_rewind(ring_t *ring, uint32_t count) noexcept nogil:
     """Take the *count* most recent pops back; False, and nothing is done, if some of those were pushed."""
     cdef uint16_t mask = <uint16_t>(ring.num - 1)
-    cdef uint32_t i
-    if count > ring.in_flight or not ring.running:
+    cdef uint32_t i = 0
+    cdef uint16_t head
+    if count > ring.num or not ring.running:
         return False
-    # SAFETY: in_flight <= num, so no place is visited twice; see split_pop for the indexes.
-    for i in range(1, count + 1):
-        if not ring.taken[ring.heads[<uint16_t>(ring.last_avail - i) & mask]]:
-            return False
-    for i in range(1, count + 1):
-        ring.taken[ring.heads[<uint16_t>(ring.last_avail - i) & mask]] = 0
+    # A head that was popped twice is in flight by the later pop, which comes first here.
+    # SAFETY: count <= num, so no place is visited twice; see split_pop for the indexes.
+    while i < count:
+        head = ring.heads[<uint16_t>(ring.last_avail - i - 1) & mask]
+        if not ring.taken[head]:
+            break
+        ring.taken[head] = 0
+        i += 1
+    if i < count:
+        while i:
+            ring.taken[ring.heads[<uint16_t>(ring.last_avail - i) & mask]] = 1
+            i -= 1
+        return False
     ring.last_avail -= count
     ring.in_flight -= count
     return True
@@ -468,14 +481,21 @@ cdef bint split_set_notification(ring_t *ring, bint wanted) noexcept nogil:
 
 
 cdef bint ring_call(ring_t *ring) noexcept nogil:
-    """Signal the call descriptor, if there is one; whether there is."""
+    """Signal the call descriptor, if there is one; whether there is. In a worker's thread, for that can be prodded."""
     cdef uint64_t one = 1
+    cdef pollfd look
     if not load_flag(&ring.call_set):
         return False
-    # SAFETY: an eventfd (or UML's pipe) takes 8 bytes. One that is full is signalled already. The number is the queue's
-    # own and always open; what it leads to is replaced under it.
+    count_up_shared(&ring.counters.calls, 1)
+    # SAFETY: an eventfd (or UML's socket) takes 8 bytes. One that is full is signalled already. The number is the
+    # queue's own and always open; what it leads to is replaced under it.
+    if load_flag(&ring.call_blocks):
+        look.fd = ring.call_fd
+        look.events = POLLOUT
+        look.revents = 0
+        if poll(&look, 1, 0) == 0:
+            return True
     if write(ring.call_fd, &one, sizeof(one)) < 0 and errno == EINTR:
         # it blocked: whoever shares it made it so, and full; a worker that did not answer was sent a signal
-        fcntl(ring.call_fd, F_SETFL, fcntl(ring.call_fd, F_GETFL) | O_NONBLOCK)
-    count_up(&ring.counters.calls, 1)
+        store_flag(&ring.call_blocks, 1)
     return True

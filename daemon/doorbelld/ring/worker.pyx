@@ -6,7 +6,10 @@ The thread runs a loop (loop.pyx has the theory of it). Everything here happens 
 where it changes what the thread uses.
 
 *Python devices.* A Python handler is called with the GIL. The state of its queue belongs to whoever holds the GIL, so
-for such a queue the worker does nothing without it, and does not poll.
+for such a queue the worker does nothing without it, and does not poll. While there is something to do it keeps the GIL
+for a *stint*, and leaves it to the interpreter to pass it on. Who lets go of it and takes it again at once, time after
+time, starves all others: each time they wake too late, and their patience, after which the interpreter would see to
+them, begins anew.
 
 A thread that does not answer may be stuck in a write to a call descriptor that a hostile sharer made blocking and full;
 a signal gets it out of there. A worker that is shared by devices lets one that misbehaves delay the others: give each
@@ -20,6 +23,7 @@ Invariants
 
 import os
 import signal
+import sys
 import threading
 
 from libc.errno cimport errno
@@ -27,6 +31,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from ..fds import native
 from .errors import QueueBroken, QueueError
 
 from .loop cimport (
@@ -52,6 +57,7 @@ from .loop cimport (
 )
 
 cdef extern from "barriers.h" nogil:
+    int load_flag(const int *at)
     void store_flag(int *at, int value)
     uint64_t load64(const uint64_t *at)
     void store64(uint64_t *at, uint64_t value)
@@ -114,6 +120,7 @@ cdef extern from *:
 
 cdef enum:
     PATIENCE_NS = 20_000_000  # before a thread that does not answer is prodded
+    STINT = 2  # times the interval after which the interpreter passes the GIL on
 
 LATER = PROCESS_WAIT
 """What a Python handler returns to be left alone until `Worker.rouse`, though its queue is not empty."""
@@ -124,9 +131,21 @@ cdef class _Handler:
 
     cdef VirtQueue queue
     cdef object function
+    cdef const int *attention  # of the loop that this is for
+    cdef uint64_t stint_ns
+
+    cdef int serve(self) except -1:
+        """Call it for a stint, while there is something to do; what `process` returns."""
+        cdef uint64_t until = loop_now() + self.stint_ns
+        cdef int said
+        # SAFETY: the loop holds this object, so it is there.
+        while True:
+            said = self.run()
+            if said != PROCESS_MORE or load_flag(self.attention) or loop_now() >= until:
+                return said
 
     cdef int run(self) except -1:
-        """Call it; what `process` returns."""
+        """Call it once."""
         cdef VirtQueue queue = self.queue
         queue.want_kicks(False)
         try:
@@ -145,7 +164,7 @@ cdef class _Handler:
 
 cdef int _hand_over(void *device, int queue_index) noexcept with gil:
     # SAFETY: device is a _Handler, which `held` holds (invariant 2).
-    return (<_Handler>device).run()
+    return (<_Handler>device).serve()
 
 
 cdef class Worker(Loop):
@@ -229,10 +248,14 @@ cdef class Worker(Loop):
                 until = min(deadline, now + PATIENCE_NS)
                 wake.tv_sec = until // 1_000_000_000
                 wake.tv_nsec = until % 1_000_000_000
-                if pthread_cond_timedwait(&self.changed, &self.lock, &wake) and self.self_id:
+                # the thread ends after it has said so, under the lock: before that there is somebody to prod
+                if (
+                    pthread_cond_timedwait(&self.changed, &self.lock, &wake) and self.state != want and self.self_id
+                ):
                     pthread_kill(self.self_id, PROD_SIGNAL)
-            if self.state != want:  # it goes on as before
+            if self.state != want:  # it goes on as before, and has to know
                 self.want = RUN
+                loop_signal(self.control)
             pthread_mutex_unlock(&self.lock)
         return self.state == want
 
@@ -348,6 +371,8 @@ cdef class Worker(Loop):
         cdef _Handler device = _Handler()
         device.queue = queue
         device.function = handler
+        device.attention = &self.attention
+        device.stint_ns = <uint64_t>(STINT * sys.getswitchinterval() * 1e9)
         self._check_outside()
         if not queue.ring.running or queue.watched:
             raise QueueError(f"queue {queue.index} {'has a worker' if queue.watched else 'must be started first'}")
@@ -491,7 +516,7 @@ cdef class Worker(Loop):
         name = self.name.encode()[:15]
         cdef const char *raw = name
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {
-            signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, PROD_SIGNAL,
+            signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, PROD_SIGNAL, native.GUARD,
         })
         # SAFETY: a string of at most 15 bytes that lives until the end of this function.
         prctl(PR_SET_NAME, raw)
@@ -499,3 +524,4 @@ cdef class Worker(Loop):
         # SAFETY: everything the loop uses is held by this object, which our caller holds.
         with nogil:
             self._run()
+        native.end_guard()

@@ -4,8 +4,8 @@
 
 Theory of operation
 -------------------
-A backend listens (or looks for a front-end that does, with `connect`), and serves one front-end at a time, in a task.
-That task takes one thing after the other: a message, a first kick, a reset; what needs the task is put down as a job.
+A backend listens (or looks for a front-end that does, with `connect`), and serves one front-end at a time, in a task,
+in which the two converse (conversation.py).
 When the front-end goes, or breaks a rule, or a queue breaks, the device is brought to rest and cleared, and only then
 the socket is closed: a front-end that comes back takes that as the sign that nothing touches its memory any more. Then
 the next one is served.
@@ -29,8 +29,7 @@ import contextlib
 import select
 import socket
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from ..errors import AccessDenied, LimitExceeded
 from ..fds.listener import Listener
@@ -39,11 +38,9 @@ from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
 from ..ivshmem.door import Door
 from ..ring.memory import Region
-from ..wire.vhost import Decoder, Message, ProtocolError, encode
 from ..wire.vhost_messages import ProtocolFeature
-from ..wire.vhost_requests import FrontendRequest
 from .access import admit
-from .channel import receive, send
+from .conversation import Conversation, Job
 from .device import Device
 from .engine import Engine
 from .errors import NoSuchQueue, NotConnected, NotRunning
@@ -60,21 +57,15 @@ from .events import (
     State,
     StateChanged,
 )
-from .features import feature_names, protocol_feature_names
+from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
 from .queuestate import QueueState, look
-from .session import Session, SessionEnded, offered_features, offered_protocol_features
+from .session import Session
 from .spec import DeviceSpec
 
-_CLOSED = "it closed its connection"
 GRACE = 0.5
 """Seconds that a front-end has to stop a queue that broke."""
-_TURN_SECONDS = 0.001
 _RETRY_MIN = 0.1
 _RETRY_MAX = 10.0
-
-
-class _Gone(Exception):
-    """The front-end went away."""
 
 
 class Backend:
@@ -115,11 +106,11 @@ class Backend:
         self._sock: socket.socket | None = None
         self._next: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-        self._jobs: deque[Callable[[Session], Awaitable[None]]] = deque()
-        self._failure: tuple[str, bool] | None = None
+        self._talk: Conversation | None = None
         self._ending = False
         self._closing = False
+        self._closer: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
         self._grace: asyncio.TimerHandle | None = None
         self._retry = _RETRY_MIN
         self._said = ""
@@ -136,6 +127,7 @@ class Backend:
                 rested=lambda: None,
             )
         device.tell_config_changed = self._look_at_config
+        device.tell_host_notifier = self._host_notifier
 
     @classmethod
     def open(
@@ -190,23 +182,32 @@ class Backend:
             self._task = self._loop.create_task(self._seek())
 
     async def close(self, reason: str = "the device is removed") -> None:
-        """Bring the device to rest, disconnect the front-end, remove the socket, end the workers."""
-        if self._closing:
-            return
-        self._closing = True
-        if self._door is not None:
-            self._door.shut()
-        if self._listener is not None:
-            self._listener.close()
-        if self._next is not None:
-            self._next.close()
-            self._next = None
-        self._fail(reason, broken=False)
-        if self._task is not None:
-            await self._task
-        await self._engine.close()
-        self.device.close()
-        self._enter(State.STOPPED, reason)
+        """Bring the device to rest, disconnect the front-end, remove the socket, end the workers.
+
+        Once begun it goes on to its end, even if who waits for it is cancelled; a second call waits for that end too.
+        """
+        if self._closer is None:
+            self._closing = True
+            if self._door is not None:
+                self._door.shut()
+            if self._listener is not None:
+                self._listener.close()
+            if self._next is not None:
+                self._next.close()
+                self._next = None
+            self._fail(reason, broken=False)
+            self._woken.set()
+            self._closer = self._loop.create_task(self._close(reason))
+        await asyncio.shield(self._closer)
+
+    async def _close(self, reason: str) -> None:
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            await self._engine.close()
+            self.device.close()
+            self._enter(State.STOPPED, reason)
 
     def change(self, spec: DeviceSpec, configured: bool) -> None:
         """Go over to *spec*, which differs in nothing that is frozen, be it of all devices or of its type.
@@ -280,6 +281,11 @@ class Backend:
     def config(self) -> bytes:
         """The device's configuration space."""
         return self.device.get_config()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the type of device counts."""
+        return self.device.counters()
 
     @property
     def queue_count(self) -> int:
@@ -386,11 +392,9 @@ class Backend:
     async def _seek(self) -> None:
         """Find a front-end that listens, serve it, look for the next."""
         while not self._closing:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             try:
-                sock.connect(self.spec.socket)
+                sock = _connect(self.spec.socket)
             except OSError as error:
-                sock.close()
                 if str(error) != self._said:
                     self._said = str(error)
                     where = f"{self.spec.socket}: {error.strerror}"
@@ -401,14 +405,11 @@ class Backend:
                 await self._serve_one(sock)
             if not self._closing:
                 with contextlib.suppress(TimeoutError):
-                    self._news.clear()
-                    await asyncio.wait_for(self._news.wait(), self._retry)
+                    await asyncio.wait_for(self._woken.wait(), self._retry)
             self._retry = min(self._retry * 2, _RETRY_MAX)
 
     async def _serve_one(self, sock: socket.socket) -> None:
         """Serve the front-end behind *sock* until it goes, and clear away what it leaves."""
-        decoder = Decoder(FrontendRequest)
-        reason, broken = "", False
         try:
             self.who = identify(sock)
             admit(self.name, self.spec.peer, self.who)
@@ -420,23 +421,16 @@ class Backend:
             self._serve_next("")
             return
         self.session = session = Session(self._engine, self._loop, self)
+        self._talk = talk = Conversation(self._loop, sock, session)
         self.since, self.reason = time.time_ns() // 1000, ""
-        self._failure = None if not self._closing else ("the device is removed", False)
+        if self._closing:
+            talk.fail("the device is removed", broken=False)
         self._emit(FrontendAttached(self, self.who))
         self._enter(State.CONNECTED, "")
-        try:
-            await self._talk(session, sock, decoder)
-        except _Gone as error:
-            reason = str(error)
-        except (ProtocolError, SessionEnded) as error:
-            reason, broken = str(error), True
-        except Exception as error:  # a device of a user's, say, whose hook fails
-            reason, broken = f"{type(error).__name__}: {error}", True
-        if self._failure is not None:
-            reason, broken = self._failure
-        await self._end(session, sock, decoder, reason, broken)
+        reason, broken = await talk.run()
+        await self._end(session, talk, reason, broken)
 
-    async def _end(self, session: Session, sock: socket.socket, decoder: Decoder, reason: str, broken: bool) -> None:
+    async def _end(self, session: Session, talk: Conversation, reason: str, broken: bool) -> None:
         self._ending = True
         if self._grace is not None:
             self._grace.cancel()
@@ -449,12 +443,10 @@ class Backend:
             await session.close()
         except Exception as error:
             self.reason = f"{reason}; and then {type(error).__name__}: {error}"
-        self.session = None
-        self._jobs.clear()
-        decoder.close()
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-        sock.close()  # last: the front-end's sign that its memory is its own again
+        self.session = self._talk = None
+        if talk.fruitful:
+            self._retry = _RETRY_MIN
+        talk.close()  # last: the front-end's sign that its memory is its own again
         who, self.who, self.since = self.who, None, 0
         self._sock, self._ending = None, False
         assert who is not None
@@ -470,72 +462,13 @@ class Backend:
             sock, self._next = self._next, None
             self._begin(sock)
 
-    # A front-end is served
-
-    async def _talk(self, session: Session, sock: socket.socket, decoder: Decoder) -> None:
-        """Take one thing after the other; raises what ends it."""
-        while True:
-            await self._catch_up(session)
-            try:
-                data, fds = receive(sock)
-            except BlockingIOError:
-                await self._wait(self._loop.add_reader, self._loop.remove_reader, sock)
-                continue
-            except ConnectionError:
-                raise _Gone(_CLOSED) from None
-            except OSError as error:
-                raise _Gone(f"its connection broke: {error.strerror}") from error
-            if not data:
-                raise _Gone(f"{_CLOSED} in the middle of a message" if decoder.pending else _CLOSED)
-            turn_ends = 0.0  # whoever talks without end does not keep others from their turn
-            for message in decoder.feed(data, fds):
-                if self._loop.time() > turn_ends:
-                    await asyncio.sleep(0)
-                    turn_ends = self._loop.time() + _TURN_SECONDS
-                answer = await session.handle(message)
-                if answer is not None:
-                    await self._answer(sock, answer)
-                self._retry = _RETRY_MIN
-                await self._catch_up(session)
-
-    async def _catch_up(self, session: Session) -> None:
-        """Do what waits besides messages."""
-        self._news.clear()
-        while self._jobs and self._failure is None:
-            await self._jobs.popleft()(session)
-        if self._failure is not None:
-            raise _Gone(self._failure[0])
-
-    async def _wait(self, watch: Callable[..., object], unwatch: Callable[[int], object], sock: socket.socket) -> None:
-        """Wait until the socket is ready, or there is a job, or a failure."""
-        watch(sock.fileno(), self._news.set)
-        try:
-            await self._news.wait()
-        finally:
-            unwatch(sock.fileno())
-
-    async def _answer(self, sock: socket.socket, answer: Message) -> None:
-        with contextlib.closing(answer):
-            data, fds = encode(answer)
-            while data:
-                try:
-                    data, fds = data[send(sock, data, fds) :], []
-                except BlockingIOError:
-                    await self._wait(self._loop.add_writer, self._loop.remove_writer, sock)
-                    if self._failure is not None:
-                        raise _Gone(self._failure[0]) from None
-                    self._news.clear()
-                except OSError:
-                    raise _Gone(_CLOSED) from None
-
-    def _job(self, job: Callable[[Session], Awaitable[None]]) -> None:
-        self._jobs.append(job)
-        self._news.set()
+    def _job(self, job: Job) -> None:
+        if self._talk is not None:
+            self._talk.job(job)
 
     def _fail(self, reason: str, broken: bool) -> None:
-        if self._failure is None:
-            self._failure = reason, broken
-        self._news.set()
+        if self._talk is not None:
+            self._talk.fail(reason, broken)
 
     def _enter(self, state: State, reason: str) -> None:
         old, self.state = self.state, state
@@ -570,6 +503,13 @@ class Backend:
             if self.session is not None:
                 self.session.config_changed()
 
+    def _host_notifier(self, index: int, area: tuple[Fd, int, int] | None) -> bool:
+        if self.session is not None:
+            return self.session.host_notifier(index, area)
+        if area is not None:
+            area[0].close()
+        return False
+
     # What the session tells
 
     def kicked(self, index: int) -> None:
@@ -594,6 +534,16 @@ class Backend:
     def negotiated(self) -> None:
         """Tell of it."""
         self._emit(Negotiated(self))
+
+
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _hung_up(sock: socket.socket) -> bool:

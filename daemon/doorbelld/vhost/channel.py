@@ -63,12 +63,19 @@ def receive(sock: socket.socket) -> tuple[bytes, list[Fd]]:
         OSError: the connection broke.
     """
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    data, control, _, _ = sock.recvmsg(_READ, socket.CMSG_SPACE(_CMSG_FDS * array("i").itemsize), flags)
-    fds = array("i")
+    data, control, told, _ = sock.recvmsg(_READ, socket.CMSG_SPACE(_CMSG_FDS * array("i").itemsize), flags)
+    numbers = array("i")
     for level, kind, raw in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return data, [Fd(fd) for fd in fds]
+            numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
+    fds = [Fd(number) for number in numbers]
+    if told & socket.MSG_CTRUNC:  # the kernel dropped some, for there is no room for them in our table
+        for fd in fds:
+            fd.close()
+        raise OSError(
+            errno.EMFILE, "no descriptor is left for those that it sent; raise LimitNOFILE= or the hard limit"
+        )
+    return data, fds
 
 
 def send(sock: socket.socket, data: bytes, fds: list[int]) -> int:

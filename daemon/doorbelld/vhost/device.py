@@ -20,6 +20,7 @@ from ..errors import DoorbellError
 from ..wire.vhost_messages import CONFIG_MAX, ProtocolFeature, VhostSetConfigType
 
 if TYPE_CHECKING:
+    from ..fds.owned import Fd
     from ..ring.chain import Chain
     from ..ring.queue import VirtQueue
     from ..ring.worker import Worker
@@ -59,9 +60,9 @@ class Device:
     feature_names: ClassVar[Mapping[int, str]] = {}
     """What the specification calls the feature bits of this type, by the number of the bit."""
     features: int = 0
-    """Feature bits of this type of device; those of rings and of the transport are added to them."""
+    """Feature bits of this type of device (0 to 23, 50 and above); those of rings and of the transport are added."""
     protocol_features: ProtocolFeature = ProtocolFeature(0)
-    """What it can do of vhost-user beyond what every device can: INBAND_NOTIFICATIONS, HOST_NOTIFIER."""
+    """What it can do of vhost-user beyond what every device can (`features.OPTIONAL`)."""
     config: bytes = b""
     """The configuration space; empty if the type has none. What lies beyond it reads as zeros."""
 
@@ -77,6 +78,8 @@ class Device:
         self.queue_size = self.queue_size if queue_size is None else queue_size
         self.tell_config_changed: Callable[[], None] = lambda: None
         """Set by the backend; see `config_changed`."""
+        self.tell_host_notifier: Callable[[int, tuple[Fd, int, int] | None], bool] = lambda index, area: False
+        """Set by the backend; see `host_notifier`."""
 
     # Requests
 
@@ -126,6 +129,15 @@ class Device:
         """Tell the driver to look at the configuration space again; from any thread."""
         self.tell_config_changed()
 
+    def host_notifier(self, queue: VirtQueue, area: tuple[Fd, int, int] | None) -> bool:
+        """Offer a page of memory as the doorbell of *queue* (``vu_set_queue_host_notifier``); None withdraws it.
+
+        *area* is (descriptor, bytes, offset), and the descriptor is taken over. The driver then writes there instead
+        of kicking, and whoever is behind that memory has to notice. For the event loop, so for `start`. False if the
+        front-end takes no such thing; HOST_NOTIFIER has to be in `protocol_features`.
+        """
+        return self.tell_host_notifier(queue.index, area)
+
     # Hooks
 
     def ack(self, features: int) -> None:
@@ -146,6 +158,13 @@ class Device:
         Raises:
             DoorbellError: that can't be had any more; the text names the cause and the cure.
         """
+
+    def counters(self) -> dict[str, int]:
+        """Return what the type counts beside what is counted of all queues, since the device was made; at any time.
+
+        ``Describe`` shows it; names are spelled with dashes.
+        """
+        return {}
 
     def close(self) -> None:
         """Let go of what the device has; nothing of it is called after that."""

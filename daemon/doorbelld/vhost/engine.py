@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..ring.memory import MemoryMap
@@ -22,6 +22,7 @@ from .device import Device
 
 _AT_ONCE = 0.002
 """Seconds that the event loop itself waits for workers."""
+_PAUSE = 0.02
 _PATIENCE = 10.0
 """Seconds after which waiting for workers is begun anew."""
 
@@ -89,26 +90,41 @@ class Engine:
         except TimeoutError:
             pass
         with ThreadPoolExecutor(1, "quiesce") as helper:
-            while True:
+            while not worker.quiesced:  # nothing else is right while a device writes to guest memory
                 try:
                     await self._loop.run_in_executor(helper, worker.quiesce, _PATIENCE)
-                    return
                 except TimeoutError:
-                    continue  # nothing else is right while a device writes to guest memory
+                    pass
+                except RuntimeError:  # there is no thread left; so the event loop itself waits, by the bit
+                    await asyncio.sleep(_PAUSE)
+                    with contextlib.suppress(TimeoutError):
+                        worker.quiesce(_AT_ONCE)
 
     # Inside of `still`
 
     def attach(self, index: int) -> None:
         """Have queue *index*, which runs, served."""
         if index not in self._attached:
-            self.device.attach(self._worker(index), self.queues[index])
+            with self._or_not_at_all(index):
+                self.device.attach(self._worker(index), self.queues[index])
             self._attached.add(index)
 
     def detach(self, index: int) -> None:
         """Have queue *index* served no more."""
         if index in self._attached:
-            self.device.detach(self._worker(index), self.queues[index])
             self._attached.discard(index)
+            with self._or_not_at_all(index):
+                self.device.detach(self._worker(index), self.queues[index])
+
+    @contextlib.contextmanager
+    def _or_not_at_all(self, index: int) -> Iterator[None]:
+        """Whatever the device raises, leave its queue to nobody."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(ValueError):  # it is not attached
+                self._worker(index).detach(self.queues[index])
+            raise
 
     # At any time
 

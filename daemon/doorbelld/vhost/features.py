@@ -1,13 +1,30 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The names of feature bits, as the specifications write them."""
+"""Feature bits: which a front-end is offered, and what the specifications call them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..wire.vhost_messages import ProtocolFeature
+from ..ring.queue import RING_FEATURES
+from ..wire.vhost_messages import Feature, ProtocolFeature
+from .device import Device
 
+VIRTIO_F_VERSION_1 = 1 << 32
+RESERVED = sum(1 << bit for bit in range(24, 50))
+"""Bits that no type of device has a say in (VIRTIO 1.2, 6): they are about queues and about negotiation itself."""
+EVERYWHERE = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+"""Protocol features that every device has; beside them CONFIG, where there is a configuration space."""
+OPTIONAL = ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.HOST_NOTIFIER
+"""Protocol features that a device has if it says so (`Device.protocol_features`)."""
 COMMON = {
     24: "VIRTIO_F_NOTIFY_ON_EMPTY",
     26: "VHOST_F_LOG_ALL",
@@ -26,6 +43,18 @@ COMMON = {
     40: "VIRTIO_F_RING_RESET",
 }
 """Bits that mean the same for every type of device (VIRTIO 1.2, 6; vhost-user for 26 and 30)."""
+
+
+def offered_features(device: Device) -> int:
+    """Return the feature bits that a front-end is offered (GET_FEATURES)."""
+    own = device.features & ~RESERVED
+    return int(own | RING_FEATURES | VIRTIO_F_VERSION_1 | Feature.PROTOCOL_FEATURES)
+
+
+def offered_protocol_features(device: Device) -> ProtocolFeature:
+    """Return vhost-user's own feature bits that a front-end is offered (GET_PROTOCOL_FEATURES)."""
+    config = ProtocolFeature.CONFIG if device.get_config() else ProtocolFeature(0)
+    return EVERYWHERE | config | (device.protocol_features & OPTIONAL)
 
 
 def feature_names(bits: int, own: Mapping[int, str]) -> list[str]:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import DoorbellError
@@ -36,7 +35,7 @@ from ..fds import native
 from ..fds.owned import Fd
 from ..ring.errors import QueueError
 from ..ring.memory import SLOTS_MAX
-from ..ring.queue import RING_FEATURES, VirtQueue
+from ..ring.queue import RING_FEATURES
 from ..wire.vhost import Message
 from ..wire.vhost_messages import (
     CONFIG_MAX,
@@ -56,28 +55,15 @@ from ..wire.vhost_messages import (
 )
 from ..wire.vhost_requests import Answer, FrontendRequest, Request
 from .channel import BackChannel, Reactor
-from .device import Device, config_space
+from .device import config_space
 from .engine import Engine
+from .features import offered_features, offered_protocol_features
+from .vring import Refused, Ring, check_signal, own_eventfd
 
-VIRTIO_F_VERSION_1 = 1 << 32
 STATUS_RESET = 0
 STATUS_NEEDS_RESET = 64
 """VIRTIO 1.2, 2.1: DEVICE_NEEDS_RESET."""
 INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
-EVERYWHERE = (
-    ProtocolFeature.MQ
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.BACKEND_SEND_FD
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-)
-"""Protocol features that every device has."""
-
-
-class Refused(DoorbellError):
-    """A request that can't be granted; the front-end is told, if it wants to be."""
 
 
 class SessionEnded(DoorbellError):
@@ -101,41 +87,6 @@ class Watcher(Protocol):
 
     def negotiated(self) -> None:
         """Features, memory, or the configuration as far as the front-end changes it, are others now."""
-
-
-@dataclass(slots=True)
-class Ring:
-    """How one ring stands in this session."""
-
-    queue: VirtQueue
-    enabled: bool = False
-    placed: bool = False
-    """Its addresses were set."""
-    kick: Fd | None = None
-    """What the first kick will make readable, until that; or, if it is our own, what kicks in band write to."""
-    inband: bool = False
-    """`kick` is our own."""
-    watching: bool = False
-    due: bool = False
-    """It was kicked, or needs no kick, and starts as soon as it can."""
-    call: Fd | None = None
-    """With calls in band: what the queue signals, and the session listens to."""
-    err: Fd | None = None
-
-
-def offered_features(device: Device) -> int:
-    """Return the feature bits that a front-end is offered (GET_FEATURES)."""
-    return int(device.features | RING_FEATURES | VIRTIO_F_VERSION_1 | Feature.PROTOCOL_FEATURES)
-
-
-def offered_protocol_features(device: Device) -> ProtocolFeature:
-    """Return vhost-user's own feature bits that a front-end is offered (GET_PROTOCOL_FEATURES)."""
-    config = ProtocolFeature.CONFIG if device.get_config() else ProtocolFeature(0)
-    return EVERYWHERE | config | device.protocol_features
-
-
-def _eventfd() -> Fd:
-    return Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
 
 class Session:
@@ -200,9 +151,11 @@ class Session:
         if accepted == self.features:
             return
         async with self._engine.still():
-            for ring in self.rings:
-                if (ring.queue.features ^ accepted) & RING_FEATURES:
-                    ring.queue.set_features(accepted & RING_FEATURES)
+            others = [ring.queue for ring in self.rings if (ring.queue.features ^ accepted) & RING_FEATURES]
+            if any(queue.running for queue in others):
+                raise Refused("features of rings can't change while one runs; stop it first")
+            for queue in others:
+                queue.set_features(accepted & RING_FEATURES)
             self.features = accepted
             self._device.ack(accepted & ~int(Feature.PROTOCOL_FEATURES))
             if not accepted & Feature.PROTOCOL_FEATURES:
@@ -292,18 +245,22 @@ class Session:
 
     async def _set_vring_kick(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
+        check_signal(message)
         self._forget_kick(ring)
         if message.fd is not None:
             ring.kick = Fd(message.fd.steal())
         elif self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
-            ring.kick, ring.inband = _eventfd(), True
+            ring.kick, ring.inband = own_eventfd(), True
         if ring.queue.running:  # only the descriptor changes
             async with self._engine.still():
                 self._engine.detach(payload.index)
-                self._give_kick(ring)
-                if ring.enabled:
-                    self._engine.attach(payload.index)
+                try:
+                    self._give_kick(ring)
+                finally:
+                    if ring.enabled:
+                        self._attach(payload.index)
         elif ring.kick is None:
+            ring.due = True
             await self.kicked(payload.index)
         elif not ring.inband:
             self._reactor.add_reader(ring.kick.fileno(), self._first_kick, payload.index)
@@ -311,6 +268,7 @@ class Session:
 
     async def _set_vring_call(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
+        check_signal(message)
         self._forget_call(ring)
         if message.fd is not None:
             ring.queue.set_call(message.fd.fileno())
@@ -321,6 +279,7 @@ class Session:
 
     async def _set_vring_err(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
+        check_signal(message)
         if ring.err is not None:
             ring.err.close()
         ring.err = None if message.fd is None else Fd(message.fd.steal())
@@ -336,10 +295,13 @@ class Session:
         ring = self._ring(payload.index)
         if not self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
             raise Refused("INBAND_NOTIFICATIONS was not negotiated")
-        if ring.queue.running and ring.inband and ring.kick is not None:
+        if not ring.queue.running:
+            ring.due = True
+            await self.kicked(payload.index)
+        elif ring.inband and ring.kick is not None:
             os.eventfd_write(ring.kick.fileno(), 1)
         else:
-            await self.kicked(payload.index)
+            self._engine.rouse(payload.index)
 
     def _first_kick(self, index: int) -> None:
         """Note that the kick descriptor is readable; the worker will find it so."""
@@ -347,17 +309,15 @@ class Session:
         assert ring.kick is not None
         self._reactor.remove_reader(ring.kick.fileno())
         ring.watching = False
+        ring.due = True
         self._watcher.kicked(index)
 
     async def kicked(self, index: int) -> None:
-        """Start ring *index*, or have it start as soon as it is placed.
+        """Start ring *index* if that is still due, or have it start as soon as it is placed.
 
         Raises:
             SessionEnded: it can't run.
         """
-        if self.rings[index].queue.running:
-            return
-        self.rings[index].due = True
         try:
             async with self._engine.still():
                 self._start(index)
@@ -372,7 +332,7 @@ class Session:
             return
         if self.has(ProtocolFeature.INBAND_NOTIFICATIONS):  # then Linux sends neither SET_VRING_KICK nor _CALL
             if ring.kick is None:
-                ring.kick, ring.inband = _eventfd(), True
+                ring.kick, ring.inband = own_eventfd(), True
             if ring.call is None and not ring.queue.has_call:
                 self._begin_calls_in_band(index)
         self._give_kick(ring)
@@ -380,7 +340,7 @@ class Session:
         ring.due = False
         self._device.start(ring.queue)
         if ring.enabled:
-            self._engine.attach(index)
+            self._attach(index)
         if self.channel is not None and not self._config_told:
             self._tell_config()
         self._watcher.queue_changed(index)
@@ -391,16 +351,27 @@ class Session:
         if not ring.inband:
             self._forget_kick(ring)
 
+    def _attach(self, index: int) -> None:
+        try:
+            self._engine.attach(index)
+        except OSError as error:
+            raise SessionEnded(f"queue {index} can't be served: {error.strerror or error}") from error
+
     def _stop(self, index: int) -> int:
         ring = self.rings[index]
-        self._engine.detach(index)
-        self._forget_kick(ring)
         running = ring.queue.running
-        base = ring.queue.stop()
-        ring.queue.set_kick(-1)
+        try:
+            self._engine.detach(index)
+        finally:
+            self._forget_kick(ring)
+            with contextlib.suppress(QueueError):  # it broke, or is not in memory
+                while running and ring.queue.in_flight and ring.queue.rewind(1):
+                    pass  # what the device keeps comes again after the next start
+            base = ring.queue.stop()
+            ring.queue.set_kick(-1)
         if running:
-            self._device.stop(ring.queue)
             self._watcher.queue_changed(index)
+            self._device.stop(ring.queue)
         return base
 
     def _enable(self, index: int, enabled: bool) -> None:
@@ -411,13 +382,14 @@ class Session:
         if not enabled:
             self._engine.detach(index)
         elif ring.queue.running:
-            self._engine.attach(index)
+            self._attach(index)
         self._watcher.queue_changed(index)
 
     def _reset(self) -> None:
         """Stop and disable all rings, and give the device its state after birth; memory stays."""
         for index in range(len(self.rings)):
             self._stop(index)
+            self.rings[index].placed = False
             if self.features is None or self.features & Feature.PROTOCOL_FEATURES:
                 self._enable(index, False)
         self.status = STATUS_RESET
@@ -499,6 +471,8 @@ class Session:
             fds=self.has(ProtocolFeature.BACKEND_SEND_FD),
             failed=self._watcher.failed,
         )
+        if not self._config_told:
+            self.config_changed()
 
     def config_changed(self) -> None:
         """Tell the front-end that the configuration space changed, now or when it can listen to that."""
@@ -512,9 +486,17 @@ class Session:
             self.channel.config_changed()
             self._config_told = True
 
+    def host_notifier(self, index: int, area: tuple[Fd, int, int] | None) -> bool:
+        """Offer a page as the doorbell of a ring (see `Device`); False if that can't be, and then it is closed."""
+        if self.channel is not None and self.has(ProtocolFeature.HOST_NOTIFIER):
+            return self.channel.host_notifier(index, area)
+        if area is not None:
+            area[0].close()
+        return False
+
     def _begin_calls_in_band(self, index: int) -> None:
         ring = self.rings[index]
-        ring.call = _eventfd()
+        ring.call = own_eventfd()
         self._reactor.add_reader(ring.call.fileno(), self._call_in_band, index)
         ring.queue.set_call(ring.call.fileno())
 
@@ -537,19 +519,27 @@ class Session:
                 self.channel.error(ring.queue.index)
 
     async def close(self) -> None:
-        """Let go of the device: when this returns, nothing touches the front-end's memory any more."""
-        async with self._engine.still():
-            self._reset()
-            for ring in self.rings:
-                self._enable(ring.queue.index, False)
-                self._forget_call(ring)
-                ring.queue.set_call(-1)
-                ring.queue.set_features(0)
-                if ring.err is not None:
-                    ring.err.close()
-            self._engine.memory.set_table([])
+        """Let go of the device: when this returns, or raises, nothing touches the front-end's memory any more.
+
+        It raises what a hook of the device did, after everything else.
+        """
         if self.channel is not None:
             self.channel.close()
+        async with self._engine.still():
+            with contextlib.ExitStack() as steps:  # taken from the last to the first, whatever one of them raises
+                steps.callback(self._engine.memory.set_table, [])
+                steps.callback(self._device.reset)
+                for ring in reversed(self.rings):
+                    steps.callback(self._let_go, ring)
+                    steps.callback(self._stop, ring.queue.index)
+
+    def _let_go(self, ring: Ring) -> None:
+        self._enable(ring.queue.index, False)
+        self._forget_call(ring)
+        ring.queue.set_call(-1)
+        ring.queue.set_features(0)
+        if ring.err is not None:
+            ring.err.close()
 
 
 _Method = Callable[[Session, Any, Message], Awaitable[Payload | None]]

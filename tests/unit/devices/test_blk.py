@@ -177,7 +177,7 @@ def test_cached_reads_are_served_inline(image: Path) -> None:
     image.read_bytes()
     with blk_driver(image) as driver:
         assert driver.read(3, 5) == pattern(3, 5)
-        assert driver.device.served() == (1, 0)
+        assert driver.device.counters() == {"inline": 1, "deferred": 0}
 
 
 def test_what_would_wait_is_deferred(image: Path) -> None:
@@ -185,7 +185,32 @@ def test_what_would_wait_is_deferred(image: Path) -> None:
         driver.device.disk.inline = False
         driver.read(3, 5)
         driver.request(FLUSH)
-        assert driver.device.served() == (0, 2)
+        assert driver.device.counters() == {"inline": 0, "deferred": 2}
+        driver.detach(0)
+        driver.attach(0)
+        driver.read(3, 5)
+        assert driver.device.counters() == {"inline": 0, "deferred": 3}
+
+
+@pytest.mark.parametrize(
+    ("count", "sectors", "tellings"), [(47, 1, 1), (48, 1, 2), (64, 1, 2), (128, 1, 3), (8, 256, 4)]
+)
+def test_a_driver_may_begin_with_the_first_half_of_many(
+    memory_image: Path, count: int, sectors: int, tellings: int
+) -> None:
+    with blk_driver(memory_image, num=256, ring_features=0) as driver:
+        ring, [worker] = driver.rings[0], driver.workers
+        header, answer = driver.spread(16), driver.spread(sectors * SECTOR + 1)
+        driver.put(header, struct.pack("<IIQ", IN, 0, 0))
+        worker.quiesce()
+        for _ in range(count):
+            ring.driver.add(header, answer)
+        before = ring.queue.counters.calls  # without event indexes there is one whenever something is published
+        worker.resume()
+        until(lambda: ring.queue.used_index == count, "all done")
+        worker.quiesce()
+        assert ring.queue.counters.calls - before == tellings
+        worker.resume()
 
 
 def test_many_at_once(image: Path) -> None:
@@ -386,11 +411,11 @@ def test_a_flush_syncs_the_file_and_says_if_that_fails(image: Path, aio: str) ->
 def test_without_a_cache_writes_are_not_just_copied(memory_image: Path) -> None:
     with blk_driver(memory_image) as driver:
         driver.write(0, pattern(100, 1))
-        assert driver.device.served() == (1, 0)
+        assert driver.device.counters() == {"inline": 1, "deferred": 0}
         driver.device.set_config(WRITEBACK_AT, b"\0", VhostSetConfigType.FRONTEND)
         driver.write(1, pattern(101, 1))
         assert driver.clear(WRITE_ZEROES, (2, 1, 0)) == OK
-        assert driver.device.served() == (1, 2)
+        assert driver.device.counters() == {"inline": 1, "deferred": 2}
         assert driver.read(0, 4) == pattern(100, 2) + bytes(SECTOR) + pattern(3, 1)
 
 

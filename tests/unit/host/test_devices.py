@@ -64,6 +64,7 @@ async def test_a_device_is_made_told_found_served_and_removed(
     assert described["front-end"]["pid"] == os.getpid()
     assert "REPLY_ACK" in described["front-end"]["protocol-features"]
     assert [queue["requests"] for queue in described["queues"]] == [1]
+    assert described["counters"] == {}
     assert [region["size"] for region in described["memory"]] == [1 << 20]
     assert not [key for part in (described, *described["memory"], *described["queues"]) for key in part if "_" in key]
     await host.remove_device("a")

@@ -111,6 +111,15 @@ def test_a_chain_ends_when_the_queue_stops(ring: Ring) -> None:
         ring.queue.push(chain)
 
 
+def test_buffers_may_overlap(memory: Guest, ring: Ring) -> None:
+    """A device that copies one to the other without a copy between must be right about it, whatever a driver does."""
+    memory.memory.write(DATA_AT, bytes(range(200)))
+    ring.driver.add([(DATA_AT, 100)], [(DATA_AT + 10, 100)])
+    chain = pop(ring)
+    assert chain.write(chain.readable[0]) == 100
+    assert memory.memory.read(DATA_AT, 120) == bytes([*range(10), *range(100), *range(110, 120)])
+
+
 def test_a_chain_of_another_queue_is_refused(memory: Guest, ring: Ring) -> None:
     other = memory.ring(8, at=0x8000)
     other.driver.add([(DATA_AT, 3)])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +11,7 @@ from doorbelld.ring.errors import GuestMemoryError
 from doorbelld.ring.memory import SLOTS_MAX, MemoryMap
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.apart import run_python as run
 from support.fdcount import no_leaks
 from support.rings import guest
 
@@ -253,19 +251,6 @@ def test_a_truncated_file_breaks_the_map_and_nothing_else() -> None:
         assert broken.memory.broken == ""
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    # the address sanitizer, if this runs under it, is to leave the signal alone
-    options = ":".join(filter(None, (os.environ.get("ASAN_OPTIONS"), "handle_sigbus=0")))
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "ASAN_OPTIONS": options},
-    )
-
-
 SETUP = """
     import ctypes, mmap, os, signal
     from doorbelld.ring.memory import MemoryMap
@@ -306,3 +291,31 @@ def test_a_signal_that_was_ignored_still_is() -> None:
         + "    os.kill(os.getpid(), signal.SIGBUS)\n    print('alive')\n"
     )
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_process_that_may_map_no_more_survives_too(left: int) -> None:
+    """The guard replaces a mapping as a whole where it can't cut it in two."""
+    done = run(
+        SETUP
+        + """
+    memory = MemoryMap()
+    memory.set_table([(0, 1 << 16, 0, 0, fd)])
+    memory.read(1 << 15, 4)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    other = os.memfd_create("other")
+    os.ftruncate(other, 4096)
+    os.ftruncate(fd, 1 << 12)
+    failed = ctypes.c_void_p(-1).value
+    while (at := libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_SHARED, other, 0)) != failed:
+        last = at
+    for page in range(LEFT):
+        libc.munmap(last + page * 4096, 4096)
+    memory.read(1 << 15, 4)
+    print(memory.broken)
+""".replace("LEFT", str(left))
+    )
+    assert (done.returncode, "is gone" in done.stdout) == (0, True), done.stderr

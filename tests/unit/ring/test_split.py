@@ -196,6 +196,19 @@ def test_counting_bytes_finds_the_same(ring: Ring, attack: Callable[[Ring], None
         ring.queue.avail_bytes()
 
 
+def test_a_chain_may_have_as_many_bytes_as_32_bits_can_not_count() -> None:
+    """The used ring says how many were written in 32 bits, though."""
+    with guest(((0, 1 << 20), (1 << 32, 1 << 33))) as made:
+        ring = made.ring(NUM)
+        ring.driver.add([], [(1 << 32, 0xFFFFFFFF), ((1 << 32) + 0xFFFFFFFF, 1)])
+        chain = ring.queue.pop()
+        assert chain is not None and chain.writable_bytes == 1 << 32
+        with pytest.raises(ValueError, match="can't have been written"):
+            ring.queue.push(chain, 1 << 32)
+        ring.queue.push(chain, 0xFFFFFFFF)
+        assert ring.driver.reap() == [(chain.head, 0xFFFFFFFF)]
+
+
 def test_indirect_without_the_feature_is_refused(memory: Guest) -> None:
     ring = memory.ring(NUM)
     ring.driver.put_descriptor(0, DATA_AT, 1, table=TABLES_AT)

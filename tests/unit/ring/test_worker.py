@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import select
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
@@ -15,7 +16,9 @@ from doorbelld.ring.echo import Echo
 from doorbelld.ring.errors import QueueError
 from doorbelld.ring.queue import F_EVENT_IDX, F_INDIRECT_DESC, VirtQueue
 from doorbelld.ring.worker import LATER, Worker
+from support.apart import run_python
 from support.fdcount import no_leaks
+from support.fullfd import full
 from support.rings import DATA_AT, TABLES_AT, USER, Guest, Ring, guest
 
 DEADLINE = 30.0
@@ -64,6 +67,13 @@ def wait_holding(device: Echo) -> None:
     while not device.is_holding:
         assert not deadline.is_set(), "the device took nothing"
     timer.cancel()
+
+
+def spin_until(true: Callable[[], object]) -> None:
+    """Wait for what nobody announces."""
+    deadline = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
 
 
 def echo(queue: VirtQueue) -> None:
@@ -358,6 +368,52 @@ def test_a_python_handler_serves(memory: Guest, worker: Worker, features: int) -
     assert ring.queue.counters.kicks > 0
 
 
+def test_a_pause_that_is_given_up_wakes_the_worker(memory: Guest, worker: Worker, helper: ThreadPoolExecutor) -> None:
+    """It was given up while kicks were off, so none would."""
+    slow, other = memory.ring(8), memory.ring(64, F_EVENT_IDX, at=0x3000, index=1)
+    holder, device = Echo(slow.queue, hold=True), Echo(other.queue)
+    holder.attach(worker)
+    device.attach(worker)
+    slow.driver.add(*TEMPLATE)
+    slow.driver.kick()
+    wait_holding(holder)
+    run = keep_driving(helper, other, 100_000)
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            worker.quiesce(0.01)
+    assert run.result().written == 1_600_000
+    holder.release()
+    for each in (holder, device):
+        each.detach(worker)
+        each.close()
+
+
+def test_many_memories_are_truncated_at_once(helper: ThreadPoolExecutor) -> None:
+    """Faults in several threads, some of them in the same memory."""
+    with contextlib.ExitStack() as stack:
+        victims = [stack.enter_context(guest()) for _ in range(3)]
+        rings = [
+            victim.ring(64, F_EVENT_IDX, at=at, index=i) for victim in victims for i, at in enumerate((0x1000, 0x3000))
+        ]
+        workers = [Worker(f"victim{i}") for i in range(len(rings))]
+        devices = [Echo(ring.queue) for ring in rings]
+        for device, worker in zip(devices, workers, strict=True):
+            device.attach(worker)
+        runs = [helper.submit(ring.driver.drive, [TEMPLATE], 1 << 40, 16, timeout=0.2) for ring in rings]
+        spin_until(lambda: all(ring.queue.counters.requests for ring in rings))
+        for victim in victims:
+            os.ftruncate(victim.fds[0], 0x2000)
+        for ring, run, worker in zip(rings, runs, workers, strict=True):
+            assert isinstance(run.exception(), QueueError)
+            os.eventfd_write(ring.driver.kick_fd, 1)
+            assert readable(worker.event_fd)
+        assert all("is gone" in victim.memory.broken for victim in victims)
+        for device, worker in zip(devices, workers, strict=True):
+            device.detach(worker)
+            device.close()
+            worker.stop()
+
+
 def test_a_python_handler_that_raises_breaks_its_queue(memory: Guest, worker: Worker) -> None:
     ring, other = memory.ring(8), memory.ring(8, at=0x3000, index=1)
 
@@ -369,6 +425,27 @@ def test_a_python_handler_that_raises_breaks_its_queue(memory: Guest, worker: Wo
     assert readable(worker.event_fd)
     assert ring.queue.broken == "its handler raised ValueError: no ink"
     other.driver.drive([TEMPLATE], 100, 2, timeout=DEADLINE)
+
+
+def test_a_busy_handler_leaves_the_interpreter_to_others(memory: Guest, worker: Worker) -> None:
+    ring = memory.ring(8)
+    ring.driver.add(*TEMPLATE)
+    calls = turns = 0
+
+    def busy(queue: VirtQueue) -> None:
+        nonlocal calls
+        calls += 1
+        until = time.perf_counter() + 100e-6
+        while time.perf_counter() < until:
+            pass
+        if calls >= 3000 and (chain := queue.pop()) is not None:  # until then it is called again and again
+            queue.push(chain)
+
+    worker.attach(ring.queue, busy)
+    while calls < 3000:
+        turns += 1
+        time.sleep(0)  # lets go of the interpreter, and wants it back
+    assert turns > 10  # about 50: one for each interval in which the interpreter passes it on
 
 
 def test_a_handler_may_come_back_later(memory: Guest, worker: Worker) -> None:
@@ -465,22 +542,77 @@ def test_truncated_memory_breaks_its_queue_and_no_other(
 
 
 def test_a_call_descriptor_that_blocks_is_got_out_of(memory: Guest, worker: Worker) -> None:
-    """A front-end shares its eventfd with us: it can make it blocking, and fill it."""
+    """A front-end shares its eventfd with us: it can make it blocking, and fill it, whenever it likes."""
     ring = memory.ring(8)
-    blocking = os.eventfd(0)
-    ring.queue.set_call(blocking)
-    os.eventfd_write(blocking, 2**64 - 3)  # 1 is there already
+    shared = os.eventfd(0, os.EFD_NONBLOCK)
+    ring.queue.set_call(shared)
+    os.eventfd_write(shared, 2**64 - 3)  # 1 is there already
+    os.set_blocking(shared, True)
     device = Echo(ring.queue)
     device.attach(worker)
-    ring.driver.add(*TEMPLATE)
-    ring.driver.kick()
-    while ring.driver.used_index != 1:  # published before it is signalled
-        pass
+    for index in range(1, 4):
+        ring.driver.add(*TEMPLATE)
+        os.eventfd_write(ring.driver.kick_fd, 1)
+        spin_until(lambda index=index: ring.driver.used_index == index)  # published before it is signalled
+        if index == 1:
+            worker.quiesce()
+            worker.resume()
     device.detach(worker)
-    assert ring.queue.counters.calls >= 2
-    assert fcntl.fcntl(blocking, fcntl.F_GETFL) & os.O_NONBLOCK, "the next call would block again"
+    assert ring.queue.counters.calls >= 4
     device.close()
-    os.close(blocking)
+    os.close(shared)
+
+
+@pytest.mark.parametrize("kind", ["eventfd", "pipe", "socket"])
+def test_a_call_descriptor_that_would_block_is_not_written_to(memory: Guest, worker: Worker, kind: str) -> None:
+    with full(kind) as call:
+        ring = memory.ring(8)
+        ring.queue.set_call(call)
+        device = Echo(ring.queue)
+        device.attach(worker)
+        for index in range(1, 4):
+            ring.driver.add(*TEMPLATE)
+            os.eventfd_write(ring.driver.kick_fd, 1)
+            spin_until(lambda index=index: ring.driver.used_index == index)
+        assert ring.queue.counters.calls >= 4  # it is signalled as much as it can be
+        device.detach(worker)
+        device.close()
+
+
+def test_nobody_who_has_the_interpreter_waits_for_a_call_descriptor() -> None:
+    """Not even one that is made blocking after we looked; in a process of its own, which stands still if that fails."""
+    code = """
+        import os
+        from doorbelld.ring.worker import Worker
+        from support.rings import DATA_AT, guest
+
+        def serve(queue):
+            while (chain := queue.pop()) is not None:
+                queue.push(chain)
+                queue.notify()
+
+        with guest() as memory:
+            ring, worker = memory.ring(8), Worker()
+            blocking, late = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
+            os.eventfd_write(blocking, 2**64 - 2)
+            ring.queue.set_call(blocking)
+            assert ring.queue.call() and ring.queue.notify()
+            worker.attach(ring.queue, serve)
+            for index in range(1, 5):
+                if index == 3:
+                    ring.queue.set_call(late)
+                    os.eventfd_write(late, 2**64 - 3)
+                    os.set_blocking(late, True)
+                ring.driver.add([(DATA_AT, 4)])
+                os.eventfd_write(ring.driver.kick_fd, 1)
+                while ring.driver.used_index != index:
+                    pass
+            assert ring.queue.call()
+            worker.stop()
+            print("done")
+    """
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def test_a_call_descriptor_is_replaced_under_load(memory: Guest, worker: Worker, helper: ThreadPoolExecutor) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 from doorbelld.vhost import engine as engine_module
@@ -67,6 +69,31 @@ async def test_a_queue_that_is_not_served_can_not_be_roused(engine: Engine) -> N
     assert not engine.rouse(0)
     async with engine.still():
         engine.detach(0)
+
+
+def test_a_device_that_is_slow_is_waited_for_without_a_thread_too(
+    site: DeviceSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have none left (TasksMax=); memory is let go all the same, when nothing touches it any more."""
+
+    class Full(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(engine_module, "ThreadPoolExecutor", Full)
+    backend, f = site.started()
+    device = backend.device
+    assert isinstance(device, Echo)
+    device.gate = threading.Event()
+    queue = f.queues[0]
+    queue.add([(f.take(16), 1)], [])
+    queue.kick()
+    site.wait(lambda: backend.queue(0).in_flight)
+    site.call(backend.disconnect, "enough")
+    site.wait(lambda: site.call(lambda: backend._engine._lock.locked()))
+    assert len(backend.memory_regions) == 1
+    device.gate.set()
+    assert site.farewell().reason == "enough" and backend.memory_regions == []
 
 
 def test_a_device_that_is_slow_is_waited_for_again_and_again(site: DeviceSite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,16 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from doorbelld.ring.driver import DESC_INDIRECT, DESC_NEXT, DriverQueue
 from doorbelld.vhost import backend as backend_module
 from doorbelld.vhost import channel as channel_module
-from doorbelld.vhost.backend import Backend
-from doorbelld.vhost.events import FrontendDetached, State, StateChanged
+from doorbelld.vhost.events import FrontendDetached, FrontendRefused, State
 from doorbelld.vhost.frontend import GUEST_BASE, BackendFailed, Frontend
-from doorbelld.wire.vhost_messages import Flags, VringFd, VringState
+from doorbelld.wire.vhost_messages import U64, Flags, ProtocolFeature, VringFd, VringState
 from doorbelld.wire.vhost_requests import FrontendRequest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,30 +29,6 @@ from support.fdcount import open_fds
 
 R = FrontendRequest
 HEADER = struct.Struct("=III")
-
-
-@pytest.fixture
-def watched(site: DeviceSite) -> Iterator[DeviceSite]:
-    """A site whose first device has a well-behaved front-end, which must not notice anything."""
-    witness, peer = site.started()
-    assert peer.request(peer.queues[0], b"before", 6) == b"before"
-    yield site
-    assert peer.request(peer.queues[0], b"after", 5) == b"after"
-    assert witness.state is State.RUNNING and witness.queue(0).errors == 0
-
-
-def broken(site: DeviceSite, backend: Backend, said: str) -> None:
-    """Wait until the front-end of *backend* was dropped, for a reason with *said* in it, told once."""
-    end = site.farewell()
-    assert end.device is backend and end.broken and said in end.reason, end.reason
-    site.wait_state(backend, State.LISTENING)
-    changes = [(event.old, event.new) for event in site.of(StateChanged) if event.device is backend]
-    assert changes[-1] == (State.BROKEN, State.LISTENING) and changes[-2][1] is State.BROKEN
-    assert backend.reason == end.reason
-    fresh = site.connect(backend)
-    fresh.start()
-    assert fresh.request(fresh.queues[0], b"next", 4) == b"next"
-    assert len([event for event in site.of(FrontendDetached) if event.device is backend]) == 1
 
 
 def test_a_truncated_message(watched: DeviceSite) -> None:
@@ -82,7 +57,7 @@ def test_a_truncated_message(watched: DeviceSite) -> None:
 def test_messages_that_are_none(watched: DeviceSite, data: bytes, said: str) -> None:
     backend = watched.open()
     watched.connect(backend).send_raw(data)
-    broken(watched, backend, said)
+    watched.told_off(backend, said)
 
 
 def test_descriptors_in_floods(watched: DeviceSite) -> None:
@@ -135,6 +110,112 @@ def test_answers_that_are_not_read_hold_up_nobody(watched: DeviceSite) -> None:
     watched.wait_state(backend, State.CONNECTED)
     watched.call(backend.disconnect, "it does not read")
     assert watched.farewell().reason == "it does not read"
+
+
+@pytest.mark.parametrize("said", [b"", HEADER.pack(R.SET_FEATURES, Flags.VERSION, 8) + b"half"])
+def test_one_that_keeps_others_out_and_says_nothing(watched: DeviceSite, said: bytes) -> None:
+    """The other is told off, as long as nobody sends the first away."""
+    backend = watched.open()
+    silent = watched.connect(backend)
+    if said:
+        silent.send_raw(said)
+    watched.wait_state(backend, State.CONNECTED)
+    with pytest.raises(BackendFailed):
+        watched.connect(backend).ask_number(R.GET_FEATURES)
+    watched.wait(lambda: watched.of(FrontendRefused))
+    assert "serves one at a time" in watched.of(FrontendRefused)[0].reason
+    watched.call(backend.disconnect, "it says nothing")
+    assert watched.farewell().reason == "it says nothing"
+    assert watched.connect(backend).ask_number(R.GET_FEATURES)
+
+
+class Dribbler(Frontend):
+    """Sends one byte at a time, descriptors with the first."""
+
+    def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        for place in range(len(data)):
+            super().send_raw(data[place : place + 1], fds if not place else ())
+
+
+def test_one_that_sends_byte_by_byte(watched: DeviceSite) -> None:
+    backend = watched.open()
+    with Dribbler.connect(backend.spec.socket, timeout=DEADLINE) as f:
+        f.start(2)
+        f.open_channel()
+        assert f.request(f.queues[1], b"slow", 4) == b"slow"
+        assert f.stop(1) == 1
+
+
+def test_two_threads_that_send_at_once(watched: DeviceSite) -> None:
+    """Their messages come whole, for each is one send; each is answered, in the order in which they came."""
+    backend = watched.open()
+    f = watched.connect(backend)
+    f.start(2)
+
+    def talk(index: int) -> None:
+        for number in range(200):
+            f.send(R.SET_VRING_ENABLE, VringState(index, number % 2))
+            f.send(R.GET_VRING_BASE, VringState(index, 0))
+
+    threads = [threading.Thread(target=talk, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    bases = [f.answer().payload for _ in range(400)]
+    for thread in threads:
+        thread.join()
+    assert sorted(base.index for base in bases if isinstance(base, VringState)) == [0] * 200 + [1] * 200
+    assert all(backend.queue(index).enabled for index in range(2))
+
+
+def test_one_that_comes_and_goes_at_once_again_and_again(watched: DeviceSite) -> None:
+    backend = watched.open()
+    for round_ in range(100):
+        with Frontend.connect(backend.spec.socket, timeout=DEADLINE) as f:
+            if round_ % 2:
+                f.send(R.GET_FEATURES)
+    assert watched.connect(backend).ask_number(R.GET_FEATURES)
+    assert not any(end.broken for end in watched.of(FrontendDetached))
+
+
+def test_rings_that_are_started_and_stopped_all_the_time(watched: DeviceSite) -> None:
+    backend = watched.open()
+    f = watched.connect(backend)
+    (queue,) = f.start()
+    done, source = 0, f.take(16)
+    for _ in range(100):
+        if queue.free:
+            queue.add([(source, 1)], [])
+        f.connect_fds(0)
+        os.eventfd_write(queue.kick_fd, 1)
+        base = f.stop(0)
+        done += len(queue.reap())
+        assert base == done  # whether or not it got as far as starting
+    assert not backend.queue(0).started and not backend.queue(0).broken
+    assert f.ask_number(R.GET_FEATURES)
+
+
+def test_protocol_features_that_change_while_rings_run(watched: DeviceSite) -> None:
+    class Inband(Echo):
+        protocol_features = ProtocolFeature.INBAND_NOTIFICATIONS
+
+    backend = watched.open(Inband)
+    f = watched.connect(backend)
+    f.negotiate()
+    f.open_channel()
+    f.share()
+    queue = f.make_queue(0)
+    f.place(0)
+    f.enable(0)
+    all_of_them = f.protocol_features
+    f.tell(R.VRING_KICK, VringState(0, 0))
+    watched.wait(lambda: backend.queue(0).started)
+    for accepted in (ProtocolFeature.REPLY_ACK, all_of_them, ProtocolFeature.REPLY_ACK):
+        f.send(R.SET_PROTOCOL_FEATURES, U64(accepted))
+        f.tell(R.SET_VRING_KICK, VringFd(0), [queue.kick_fd])
+        f.tell(R.SET_VRING_CALL, VringFd(0), [queue.call_fd])
+        assert f.request(queue, b"a", 1) == b"a"
+        f.try_to_tell(R.VRING_KICK, VringState(0, 0))
+    assert f.stop(0) == 3
 
 
 def test_a_backwards_start(watched: DeviceSite) -> None:
@@ -258,7 +339,7 @@ def test_a_handler_that_raises(watched: DeviceSite) -> None:
     with pytest.raises(BackendFailed):
         f.timeout = 0.1
         f.request(queue, b"raise", 1)
-    broken(watched, backend, "ValueError: so be it")
+    watched.told_off(backend, "ValueError: so be it")
 
 
 def test_a_back_end_channel_that_is_never_answered(watched: DeviceSite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +350,7 @@ def test_a_back_end_channel_that_is_never_answered(watched: DeviceSite, monkeypa
     f.open_channel()
     f.request(f.queues[0], b"x", 1)
     backend.device.config_changed()
-    broken(watched, backend, "did not answer CONFIG_CHANGE_MSG")
+    watched.told_off(backend, "did not answer CONFIG_CHANGE_MSG")
 
 
 def test_a_back_end_channel_that_answers_what_was_not_asked(watched: DeviceSite) -> None:
@@ -279,7 +360,7 @@ def test_a_back_end_channel_that_answers_what_was_not_asked(watched: DeviceSite)
     f.open_channel()
     assert f.channel is not None
     f.channel.sendall(HEADER.pack(2, Flags.VERSION | Flags.REPLY, 8) + bytes(8))
-    broken(watched, backend, "CONFIG_CHANGE_MSG, which was not asked")
+    watched.told_off(backend, "CONFIG_CHANGE_MSG, which was not asked")
 
 
 def test_a_back_end_channel_that_is_no_socket(watched: DeviceSite) -> None:
@@ -363,7 +444,7 @@ def test_front_ends_that_are_killed_under_load_leave_nothing_behind(watched: Dev
             if load.stdout is not None:
                 load.stdout.close()
         watched.wait_state(backend, State.LISTENING)
-        watched.wait(lambda n=round_: len(watched.of(FrontendDetached)) == n + 1)
+        watched.farewell(round_ + 1)
         if round_ == 9:
             fds, threads, resident = len(open_fds()), threading.active_count(), _resident()
     assert (len(open_fds()), threading.active_count()) == (fds, threads)
