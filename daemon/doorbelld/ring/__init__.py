@@ -7,5 +7,9 @@ and `chain` are what Python and native devices see of it; `worker` runs them in 
 `driver` is the other side of a ring, and `echo` the smallest native device. A native device uses the C faces, the
 ``.pxd`` files.
 
+What Python touches here is under the GIL, and counts on it: a queue without a native device, a table of memory that
+changes, a slot of a worker. An interpreter that is built without a GIL turns one on when it imports these modules,
+since they don't say that they can do without; they must not say so before each of those has a lock.
+
 This layer knows addresses, rings and eventfds: no socket, no protocol, no event loop of Python's.
 """
