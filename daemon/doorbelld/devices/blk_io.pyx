@@ -106,8 +106,8 @@ cdef enum:  # VIRTIO 1.2, 5.2.6
 
 cdef enum:
     BUDGET = 64  # requests in a sweep
-    LONG = 48  # requests; a sweep of so many is published by halves
-    LONG_BYTES = 256 * 1024  # and any after so many bytes
+    HALF = 32  # requests after which a sweep publishes, unless more sweeps follow
+    HALF_BYTES = 256 * 1024  # bytes after which any does
     HANDFUL = 4  # jobs
     PIECES_AT_ONCE = 1024  # of a system call (UIO_MAXIOV)
     BOUNCE_SIZE = 256 * 1024
@@ -242,7 +242,6 @@ cdef class DiskQueue:
     cdef int serve(self) noexcept nogil:
         """Make a sweep; what `process` returns."""
         cdef int number
-        cdef int count
         cdef int half = BUDGET
         cdef int got
         cdef int said = PROCESS_MORE
@@ -251,12 +250,10 @@ cdef class DiskQueue:
             if got <= 0:
                 said = PROCESS_DONE
                 break
-            if number == 0:
-                count = 1 + self.queue.backlog()
-                if LONG <= count <= BUDGET:
-                    half = count // 2
+            if number == 0 and self.queue.backlog() < BUDGET:
+                half = HALF
             self.begin(got == POP_FAULT)
-            if number + 1 == half or self.copied >= LONG_BYTES:
+            if number + 1 == half or self.copied >= HALF_BYTES:
                 self.publish()
             if self.backend.fresh >= HANDFUL:
                 aio_submit(&self.backend)

@@ -193,7 +193,7 @@ def test_what_would_wait_is_deferred(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "sectors", "tellings"), [(47, 1, 1), (48, 1, 2), (64, 1, 2), (128, 1, 3), (8, 256, 4)]
+    ("count", "sectors", "tellings"), [(32, 1, 1), (33, 1, 2), (64, 1, 2), (128, 1, 3), (8, 256, 4)]
 )
 def test_a_driver_may_begin_with_the_first_half_of_many(
     memory_image: Path, count: int, sectors: int, tellings: int
