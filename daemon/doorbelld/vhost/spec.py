@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from ..errors import DoorbellError, InvalidOptions, Problem
 from ..fds.listener import PATH_MAX, group_id, user_id
 from ..options import boolean, integer, mode, option, parse, path, text
+from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
 from .device import QUEUES_MAX, Device
 
@@ -47,6 +48,8 @@ class DeviceSpec:
     queues: int | None = option(integer(1, QUEUES_MAX), default=None, frozen=_TOLD)
     queue_size: int | None = option(integer(1, QUEUE_SIZE_MAX), default=None, frozen=_TOLD)
     poll_us: int = option(integer(0, POLL_MAX), default=0)
+    inband: bool = option(boolean, default=False, frozen=_TOLD)
+    """Whether INBAND_NOTIFICATIONS is offered: QEMU accepts it without being able to do it, User-Mode Linux can."""
     peer: tuple[FrontendRule, ...] = option(parse_rules, default=())
 
     def check(self, prefix: str) -> list[Problem]:
@@ -113,7 +116,10 @@ class DeviceSpec:
         Raises:
             DoorbellError: it can't be had (a file is missing, say).
         """
-        return self.kind(self.own, queues=self.queues, queue_size=self.queue_size)
+        device = self.kind(self.own, queues=self.queues, queue_size=self.queue_size)
+        if self.inband:
+            device.protocol_features |= ProtocolFeature.INBAND_NOTIFICATIONS
+        return device
 
     def as_options(self) -> dict[str, Any]:
         """Put the common keys in plain values, the form that they are asked for in, less the rules."""
@@ -125,6 +131,7 @@ class DeviceSpec:
             "mode": f"{self.mode:04o}",
             "connect": self.connect,
             "poll-us": self.poll_us,
+            "inband": self.inband,
         }
         given = {"queues": self.queues, "queue-size": self.queue_size}
         return {**options, **{key: value for key, value in given.items() if value is not None}}

@@ -12,7 +12,9 @@ from doorbelld.devices import find
 from doorbelld.errors import InvalidOptions
 from doorbelld.options import frozen_differences, integer, option
 from doorbelld.vhost.device import Device
+from doorbelld.vhost.features import offered_protocol_features
 from doorbelld.vhost.spec import DeviceSpec
+from doorbelld.wire.vhost_messages import ProtocolFeature
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,12 @@ def test_what_can_not_change_live() -> None:
     old, new = parse(type="deep", socket="/a", poll_us=1), parse(type="deep", socket="/b", queues=2, poll_us=2)
     found = {problem.key for problem in frozen_differences(old, new, "device.d", "restart")}
     assert found == {"device.d.socket", "device.d.queues"}
+
+
+def test_inband_notifications_are_offered_where_the_configuration_asks_for_them() -> None:
+    for asked in (False, True):
+        spec = DeviceSpec.parse("a", {"type": "loopback", "inband": asked}, "device.a", find)
+        device = spec.make()
+        assert spec.as_options()["inband"] is asked
+        assert bool(offered_protocol_features(device) & ProtocolFeature.INBAND_NOTIFICATIONS) is asked
+        device.close()
