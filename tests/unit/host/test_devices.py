@@ -7,8 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,21 +17,10 @@ from doorbelld.host.host import Host
 from doorbelld.vhost.events import State
 from doorbelld.vhost.frontend import Frontend
 from doorbelld.vhost.spec import DeviceSpec
-from support.fdcount import no_leaks
 
 
 def spec_of(name: str, **options: object) -> DeviceSpec:
     return DeviceSpec.parse(name, {"type": "loopback", **options}, f"device.{name}", devices.find)
-
-
-@pytest.fixture
-async def host(short_path: Path) -> AsyncIterator[Host]:
-    with no_leaks():
-        asyncio.get_running_loop().set_default_executor(executor := ThreadPoolExecutor(1))
-        made = Host(asyncio.get_running_loop(), str(short_path / "run"), 4096)
-        yield made
-        await made.close()
-        executor.shutdown()
 
 
 @pytest.fixture
@@ -109,7 +96,6 @@ async def test_a_device_that_is_going_can_not_be_removed_again(host: Host, heard
 
 async def test_a_device_changes(host: Host, heard: list[HostEvent]) -> None:
     device = await host.create_device(spec_of("a"))
-    await asyncio.sleep(0)
     host.change_device(host.with_defaults(spec_of("a", mode="0600", **{"poll-us": 7})), configured=True)
     assert heard[-1] == DeviceChanged(device)
     assert device.configured

@@ -12,7 +12,6 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ from doorbelld.host.events import PeerAdded, PeerRemoved, RegionAdded, RegionCha
 from doorbelld.host.host import Host
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.spec import RegionSpec
-from support.fdcount import no_leaks
 
 DEADLINE = 20.0
 
@@ -57,16 +55,6 @@ class Heard:
 
     def kinds(self) -> list[str]:
         return [type(event).__name__ for event in self.events]
-
-
-@pytest.fixture
-async def host(short_path: Path) -> AsyncIterator[Host]:
-    with no_leaks():
-        asyncio.get_running_loop().set_default_executor(executor := ThreadPoolExecutor(1))
-        made = Host(asyncio.get_running_loop(), str(short_path / "run"), 4096)
-        yield made
-        await made.close()
-        executor.shutdown()
 
 
 @pytest.fixture

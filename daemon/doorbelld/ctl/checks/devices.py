@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .access import READ, WRITE, barrier
-from .view import Finding, View, fine, hint, skipped, wrong
+from .view import Finding, View, fine, hidden, hint, skipped, wrong
 
 BLK = 2
 """The virtio device ID of a disk."""
@@ -19,8 +19,6 @@ _SHARE = "share=on"
 _ORDINARY = ("it closed its connection", "disconnected over D-Bus")
 _URING = "io_uring_setup"
 _STATE_DIRECTORIES = "/var/lib"
-_HIDES = {"ProtectHome": ("/home/", "/root/", "/run/user/"), "PrivateTmp": ("/tmp/", "/var/tmp/")}
-"""What settings of a unit hide from it."""
 
 
 def states(view: View) -> Iterator[Finding]:
@@ -126,7 +124,7 @@ def _of_sandbox(view: View, name: str, path: str, mode: int, read_only: bool) ->
     cure = f"{directory}, below [Service]; or move it to /var/lib/doorbelld"
     bound = [entry.partition(":")[0] for entry in unit.get("BindPaths", "").split()]
     kept = [f"{_STATE_DIRECTORIES}/{entry}" for entry in unit.get("StateDirectory", "").split()]
-    if any(unit.get(key) == "yes" and real.startswith(places) for key, places in _HIDES.items()):
+    if real.startswith(hidden(unit)):
         if not _within(real, bound):
             yield wrong(f"{title} hides {real}", f"systemctl edit doorbelld: BindPaths={cure}")
     elif not read_only and unit.get("ProtectSystem") == "strict":

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ...bus.names import BUS_NAME
 from ...fds import limits
 from .access import listening
-from .view import Finding, View, fine, hint, skipped, wrong
+from .view import Finding, View, fine, hidden, hint, skipped, wrong
 
 ACTIONS = ("inspect", "notify", "open-memory", "manage")
 _POLICY_FILES = tuple(f"/{place}/dbus-1/system.d/{BUS_NAME}.conf" for place in ("etc", "usr/share"))
@@ -24,8 +24,6 @@ _ACTION_FILES = tuple(
 )
 _POLKIT = "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
 _SANDBOX = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "MemoryDenyWriteExecute": "yes"}
-_PRIVATE_TMP = ("/tmp/", "/var/tmp/")
-_PRIVATE_HOME = ("/home/", "/root/", "/run/user/")
 _NEARLY_ALL = 0.9
 _QLEN_MIN = 64
 _DEVICE_COST, _QUEUE_COST = 16, 4
@@ -107,20 +105,14 @@ def sandbox(view: View) -> Iterator[Finding]:
         yield fine(f"closed as delivered{f', with drop-ins {drop_ins}' if drop_ins else ''}")
     if not view.of_unit:
         return
-    hidden = [place for key, places in _hiding() if view.unit.get(key) == "yes" for place in places]
     places = listening(view)
     for name, region in view.regions.items():
         kind, _, target = region["backing"].partition(":")
         places += [(f'region "{name}"', target)] * (kind == "file")
     for title, path in places:
-        if path.startswith(tuple(hidden)):
+        if path.startswith(hidden(view.unit)):
             cure = "choose a path below /run/doorbelld or /srv for it"
             yield wrong(f"{title}: {path} is in a directory of the daemon's own, guests do not see it", cure)
-
-
-def _hiding() -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield "PrivateTmp", _PRIVATE_TMP
-    yield "ProtectHome", _PRIVATE_HOME
 
 
 def descriptors(view: View) -> Iterator[Finding]:

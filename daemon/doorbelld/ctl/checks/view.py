@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_HIDING = {"PrivateTmp": ("/tmp/", "/var/tmp/"), "ProtectHome": ("/home/", "/root/", "/run/user/")}
+"""Directories by the setting of a unit that gives it others in their place."""
+
 
 class Level(enum.StrEnum):
     """How bad it is: `WRONG` does not work, `HINT` may be in the way of somebody, `SKIPPED` has nothing to look at."""
@@ -235,3 +238,8 @@ def allowed(user: User, status: os.stat_result, acl: bytes | None, want: int) ->
     if mine:
         return any(bits & mask & want for bits in mine)
     return bool(status.st_mode & want)
+
+
+def hidden(unit: Mapping[str, str]) -> tuple[str, ...]:
+    """List the directories of the host that the settings of *unit* hide from it."""
+    return tuple(place for key, places in _HIDING.items() if unit.get(key) == "yes" for place in places)
