@@ -30,6 +30,8 @@ OPTIMISATION = ["-O0", "-g3"] if DEBUG else ["-O1", "-g", "-fno-omit-frame-point
 
 RING = "daemon/doorbelld/ring"
 """Where the headers behind the ring layer's C faces are, for devices that use those."""
+FDS = "daemon/doorbelld/fds"
+"""Where the guard of calls that may block is."""
 
 
 def extension(name: str) -> Extension:
@@ -39,8 +41,8 @@ def extension(name: str) -> Extension:
     return Extension(
         name,
         [source],
-        include_dirs=[headers, RING],
-        depends=[*glob(f"{headers}/*.h"), *glob(f"{RING}/*.h")],
+        include_dirs=[headers, RING, FDS],
+        depends=[*glob(f"{headers}/*.h"), *glob(f"{RING}/*.h"), *glob(f"{FDS}/*.h")],
         extra_compile_args=["-Wall", "-Wextra", "-Wno-unused-parameter", *OPTIMISATION, *SANITIZERS],
         define_macros=[("_GNU_SOURCE", "1"), *([("CYTHON_TRACE", "1")] if DEBUG else [])],
     )
@@ -49,6 +51,7 @@ def extension(name: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
+            extension("doorbelld.fds.bells"),
             extension("doorbelld.fds.native"),
             extension("doorbelld.ring.memory"),
             extension("doorbelld.ring.split"),

@@ -53,6 +53,18 @@ class SocketUnavailable(DoorbellError):
     """A socket can't be made: no permission, no directory, a path that can't be."""
 
 
+class ServerUnavailable(DoorbellError):
+    """No ivshmem server can be reached at a path, or it says nothing."""
+
+
+class ServerClosed(DoorbellError):
+    """The ivshmem server closed the connection, or there is none."""
+
+
+class ProtocolBroken(DoorbellError):
+    """The ivshmem server sent what may not come; ``__cause__`` is the `wire.ivshmem.ProtocolError`."""
+
+
 class MemoryUnavailable(DoorbellError):
     """The backing memory can't be had: disk full, no huge pages, no permission, wrong size."""
 

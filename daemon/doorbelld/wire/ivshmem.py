@@ -37,7 +37,19 @@ MESSAGE = struct.Struct("<q")
 
 
 class ProtocolError(ValueError):
-    """The server sent what may not come at this place."""
+    """The server broke the protocol."""
+
+
+class WrongVersion(ProtocolError):
+    """The server speaks another version of the protocol, or refuses us (`REFUSAL`)."""
+
+
+class OutOfPlace(ProtocolError):
+    """The server sent what may not come at this place: another value, a descriptor too many, or one missing."""
+
+
+class TooManyVectors(ProtocolError):
+    """A peer has more vectors than its user takes."""
 
 
 class Kind(Enum):
@@ -88,7 +100,8 @@ class Decoder:
         so *fds* belong to the message that the last byte of *data* is of.
 
         Raises:
-            ProtocolError: a wrong version, a descriptor missing or too many, an ID out of range.
+            WrongVersion: at the first message.
+            OutOfPlace: a descriptor missing or too many, an ID out of range.
         """
         self._data += data
         last = max(0, self._taken + len(self._data) - 1)
@@ -101,7 +114,7 @@ class Decoder:
             while self._fds and self._fds[0][0] < self._taken:
                 if fd is not None:
                     fd.close()
-                    raise ProtocolError(f"message {self._messages} carries more than one descriptor")
+                    raise OutOfPlace(f"message {self._messages} carries more than one descriptor")
                 fd = self._fds.popleft()[1]
             try:
                 message = self._interpret(value, fd)
@@ -123,11 +136,11 @@ class Decoder:
         else:
             kind = Kind.LEFT if fd is None else Kind.VECTOR
         if kind is Kind.VERSION and value != PROTOCOL_VERSION:
-            raise ProtocolError(f"server speaks protocol version {value}, we speak {PROTOCOL_VERSION}")
+            raise WrongVersion(f"server speaks protocol version {value}, we speak {PROTOCOL_VERSION}")
         if kind is Kind.MEMORY and value != SHARED_MEMORY:
-            raise ProtocolError(f"expected the shared memory ({SHARED_MEMORY}), got {value}")
+            raise OutOfPlace(f"expected the shared memory ({SHARED_MEMORY}), got {value}")
         if kind in (Kind.OWN_ID, Kind.VECTOR, Kind.LEFT) and not 0 <= value <= ID_MAX:
-            raise ProtocolError(f"peer ID {value} is not within 0..{ID_MAX}")
+            raise OutOfPlace(f"peer ID {value} is not within 0..{ID_MAX}")
         if (fd is None) is (kind in (Kind.MEMORY, Kind.VECTOR)):
-            raise ProtocolError(f"{kind.name} message comes {'without' if fd is None else 'with'} a descriptor")
+            raise OutOfPlace(f"{kind.name} message comes {'without' if fd is None else 'with'} a descriptor")
         return Message(kind, value, fd)

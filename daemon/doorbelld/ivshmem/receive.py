@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every client does with its socket: connect to a server, and read what it sends.
+
+A message without its descriptor would mean something else ("left" rather than "one more vector"), so a descriptor that
+the kernel could not give us ends the connection.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from array import array
+from dataclasses import dataclass, field
+
+from ..errors import LimitExceeded, ServerUnavailable
+from ..fds.owned import Fd
+
+CHUNK = 4096
+"""Bytes to ask for: the kernel stops after the first message with a descriptor anyway."""
+_FDS_MAX = 253  # SCM_MAX_FD: a server that lies may send as many
+_SPACE = socket.CMSG_SPACE(_FDS_MAX * array("i").itemsize)
+
+
+def receive(sock: socket.socket, size: int = CHUNK) -> tuple[bytes, list[Fd]]:
+    """Read from *sock* what ``Membership.feed`` takes; no bytes are the end of the stream.
+
+    Raises:
+        BlockingIOError: nothing is there now.
+        OSError: the connection broke.
+        LimitExceeded: a descriptor came for which there was no room; the connection is of no use any more.
+    """
+    data, controls, flags, _ = sock.recvmsg(size, _SPACE, socket.MSG_CMSG_CLOEXEC)
+    fds: list[Fd] = []
+    for level, kind, content in controls:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array("i")
+            numbers.frombytes(content[: len(content) // 4 * 4])
+            fds += map(Fd, numbers)
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            fd.close()
+        raise LimitExceeded("no descriptor left for a doorbell; raise LimitNOFILE= (ulimit -n)")
+    return data, fds
+
+
+def unavailable(path: str, error: OSError) -> ServerUnavailable:
+    """Put in words why the server at *path* can't be reached."""
+    cures = {
+        FileNotFoundError: "start the server, or name its socket",
+        ConnectionRefusedError: "nobody listens there; start the server",
+        PermissionError: "ask for permission to write to the socket, by its owner, group and mode",
+    }
+    cure = next((cure for kind, cure in cures.items() if isinstance(error, kind)), "is it an ivshmem server's socket?")
+    return ServerUnavailable(f"no ivshmem server at {path}: {error.strerror or error}; {cure}")
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Waits between tries, in seconds: twice as long each time, less up to a quarter so that many come apart."""
+
+    first: float = 0.1
+    most: float = 5.0
+    _next: float = field(default=0.0, init=False)
+
+    def next(self) -> float:
+        """Give the next wait."""
+        self._next = min(self.most, self._next * 2 or self.first)
+        return self._next * (1 - random.random() / 4)
+
+    def reset(self) -> None:
+        """Begin anew: a try worked."""
+        self._next = 0.0
