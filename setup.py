@@ -53,6 +53,8 @@ setup(
         [
             extension("doorbelld.fds.bells"),
             extension("doorbelld.fds.native"),
+            extension("doorbelld.ivshmem.forwarder"),
+            extension("doorbelld.ivshmem.table"),
             extension("doorbelld.ring.memory"),
             extension("doorbelld.ring.split"),
             extension("doorbelld.ring.chain"),

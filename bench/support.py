@@ -215,18 +215,25 @@ class Daemon:
 
     @contextlib.contextmanager
     def start(
-        self, bus: str, *, cpu: int | None = None, wait: bool = True, devices: Mapping[str, str] | None = None
+        self,
+        bus: str,
+        *,
+        cpu: int | None = None,
+        wait: bool = True,
+        devices: Mapping[str, str] | None = None,
+        max_peers: int = 2000,
+        keys: str = "",
     ) -> Iterator[Server]:
         """Start it with one region, "bench", and no host peer; by default wait until it serves and owns its name.
 
-        *devices* are more tables of the configuration, by the name of the device.
+        *devices* are more tables of the configuration, by the name of the device; *keys* are more lines of the region.
         """
         tables = "".join(f"[device.{name}]\n{table}\n" for name, table in (devices or {}).items())
         with directory() as place:
             config, socket = place / "doorbelld.toml", place / "bench.sock"
             config.write_text(
                 f'[daemon]\nruntime-directory = "{place}"\n[region.bench]\nsize = "4M"\nvectors = {VECTORS}\n'
-                f'socket = "{socket}"\nmax-peers = 2000\nhost-peer = false\n{tables}',
+                f'socket = "{socket}"\nmax-peers = {max_peers}\nhost-peer = false\n{keys}{tables}',
                 "utf-8",
             )
             command = [str(self.executable), "--config", str(config), "--bus", bus, "--log-level", "warning"]

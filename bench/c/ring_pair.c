@@ -1,10 +1,12 @@
 /* SPDX-FileCopyrightText: 2026 The doorbelld authors */
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * ring_pair SOCKET VECTORS ROUNDS: two ivshmem peers that ring each other by turns through their eventfds.
+ * ring_pair SOCKET VECTORS ROUNDS [PAUSE|storm]: two ivshmem peers that ring each other by turns through their eventfds.
  *
  * Each runs in a thread of its own, on a CPU of its own if there are two, and waits in poll(2), as the vCPU thread of
- * an idle guest would. Prints one line of JSON about the round trips, in microseconds.
+ * an idle guest would. Prints one line of JSON about the round trips, in microseconds. PAUSE is microseconds of silence
+ * before each. In a storm one rings as fast as it can and the other counts what comes; printed is how many rings a
+ * second arrived, until the last.
  */
 #define _GNU_SOURCE
 #include "bench.h"
@@ -112,14 +114,41 @@ static void *answer(void *data)
     return NULL;
 }
 
+static void *count(void *data)
+{
+    const struct end *end = data;
+    settle(1);
+    for (uint64_t came = 0, some; came < (uint64_t)rounds; came += some) {
+        struct pollfd ready = {.fd = end->own, .events = POLLIN};
+        while (read(end->own, &some, sizeof some) != sizeof some)
+            poll(&ready, 1, -1);
+    }
+    return NULL;
+}
+
+static void storm(const struct end *a, struct end *b)
+{
+    pthread_t thread;
+    double start = now();
+    if (pthread_create(&thread, NULL, count, b))
+        fail("thread");
+    settle(0);
+    for (long i = 0; i < rounds; i++)
+        ring(a->other);
+    pthread_join(thread, NULL);
+    printf("{\"per_second\": %.0f}\n", (double)rounds / (now() - start));
+}
+
 int main(int argc, char **argv)
 {
     struct end a, b;
     pthread_t thread;
-    if (argc != 4 || (rounds = atol(argv[3])) < 1) {
-        fprintf(stderr, "usage: ring_pair SOCKET VECTORS ROUNDS\n");
+    if (argc < 4 || argc > 5 || (rounds = atol(argv[3])) < 1) {
+        fprintf(stderr, "usage: ring_pair SOCKET VECTORS ROUNDS [PAUSE|storm]\n");
         return 2;
     }
+    int stormy = argc == 5 && !strcmp(argv[4], "storm");
+    useconds_t pause = argc == 5 && !stormy ? (useconds_t)atol(argv[4]) : 0;
     int vectors = atoi(argv[2]);
     double *samples = calloc((size_t)rounds, sizeof *samples);
     raise_open_files();
@@ -129,10 +158,16 @@ int main(int argc, char **argv)
     b.other = doorbell_of(&b, a.id, vectors);
     b.own = doorbell_of(&b, b.id, vectors);
     a.other = doorbell_of(&a, b.id, vectors);
+    if (stormy) {
+        storm(&a, &b);
+        return 0;
+    }
     if (pthread_create(&thread, NULL, answer, &b))
         fail("thread");
     settle(0);
     for (long i = 0; i < rounds; i++) {
+        if (pause)
+            usleep(pause);
         double start = now();
         ring(a.other);
         await(a.own);

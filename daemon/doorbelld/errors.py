@@ -29,8 +29,24 @@ class NoSuchVector(DoorbellError):
     """The peer has fewer vectors."""
 
 
+class InvalidRegister(DoorbellError):
+    """A flat device has no register at the offset, or none that can be written."""
+
+
+class NotRelayed(DoorbellError):
+    """The region has no relay, so its rings do not pass the daemon."""
+
+
 class NoSuchDevice(DoorbellError):
     """No vhost-user device of that name."""
+
+
+class NoSuchClient(DoorbellError):
+    """No client of that name."""
+
+
+class NoSuchFlatDevice(DoorbellError):
+    """No flat device of that name."""
 
 
 class NoSuchDeviceType(DoorbellError):
@@ -43,6 +59,14 @@ class RegionExists(DoorbellError):
 
 class DeviceExists(DoorbellError):
     """A device of that name is there already."""
+
+
+class ClientExists(DoorbellError):
+    """A client of that name is there already."""
+
+
+class FlatDeviceExists(DoorbellError):
+    """A flat device of that name is there already."""
 
 
 class SocketInUse(DoorbellError):

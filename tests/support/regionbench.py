@@ -16,7 +16,7 @@ import socket
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -31,6 +31,7 @@ from doorbelld.ivshmem.peer import Peer
 from doorbelld.ivshmem.record import Record
 from doorbelld.ivshmem.region import Region
 from doorbelld.ivshmem.revival import read_state, revive, spec_of
+from doorbelld.ivshmem.roster import Member
 from doorbelld.ivshmem.spec import RegionSpec
 
 from .fdcount import no_leaks
@@ -58,7 +59,9 @@ def killed_at(step: str, of: Any = Record) -> Iterator[None]:
 class Bench:
     """A kept region on a loop that never runs: nothing happens but what is done here."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, keep: bool = False, **options: Any) -> None:
+        """Make one; with *keep*, clients keep the eventfds that they are given."""
+        self.keep = keep
         self.undo = ExitStack()
         self.undo.enter_context(no_leaks())
         folder = tempfile.mkdtemp(prefix="db", dir="/tmp")
@@ -84,7 +87,7 @@ class Bench:
         except (AccessDenied, LimitExceeded):
             return None
         peer = list(self.region.peers.values())[-1]
-        self.clients[peer.member.seq] = RawClient(sock=socket.socket(fileno=end.steal()))
+        self.clients[peer.member.seq] = RawClient(sock=socket.socket(fileno=end.steal()), keep=self.keep)
         return peer
 
     def leave(self, peer: Peer, by_itself: bool = True) -> None:
@@ -181,6 +184,11 @@ class Bench:
     def export(self) -> dict[str, Any]:
         return self.plain(self.region.export())
 
+    def bells(self, peer: Peer, member: Member) -> Sequence[int]:
+        """Give the eventfds by which *peer* should ring *member*."""
+        relay = self.region.relay
+        return member.fds if relay is None or member is peer.member else relay.bells(peer.member, member)
+
     def close(self) -> None:
         """Tell everybody everything, see that those who joined know what they may know, and end it."""
         try:
@@ -188,7 +196,7 @@ class Bench:
             for peer in self.peers():
                 if (client := self.clients.get(peer.member.seq)) is not None:
                     seen = [member for member in self.region.roster.ordered if not peer.outbox.blind_to(member)]
-                    assert client.doorbells == {member.id: [identity(fd) for fd in member.eventfds] for member in seen}
+                    assert client.doorbells == {m.id: list(map(identity, self.bells(peer, m))) for m in seen}
             assert not self.region._ids._held
         finally:
             self.abandon()

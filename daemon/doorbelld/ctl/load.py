@@ -17,7 +17,7 @@ from . import device_tables, tables
 from .process import Usage, in_words
 
 _REGIONS = ("REGION", ">PEERS", ">BACKLOG", ">RINGS/S", "BY VECTOR", ">RINGS", ">JOINS/S", ">LEAVES/S")
-_PEERS = ("REGION", ">PEER", "VM", ">PID", ">VECTORS", "SINCE", ">BACKLOG")
+_PEERS = ("REGION", ">PEER", "VM", ">PID", ">VECTORS", "SINCE", ">BACKLOG", ">SENT/S", ">RECEIVED/S")
 _DEVICES = (
     *("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS/S", ">BYTES/S", ">IN FLIGHT", ">KICKS/S"),
     *(">CALLS/S", ">ERRORS"),
@@ -66,7 +66,7 @@ def frame(before: Sample | None, now: Sample) -> dict[str, Any]:
             "backlog": sum(peer["backlog"] for peer in region["peers"]),
             "rings": totals,
             **rates,
-            "peers": region["peers"],
+            "peers": _relayed(before.known["regions"].get(name) if before is not None else None, region, seconds),
         }
     earlier_devices = before.known["devices"] if same and before is not None else {}
     devices = {
@@ -82,6 +82,21 @@ def frame(before: Sample | None, now: Sample) -> dict[str, Any]:
         "regions": regions,
         "devices": devices,
     }
+
+
+def _relayed(before: Mapping[str, Any] | None, now: Mapping[str, Any], seconds: float | None) -> list[dict[str, Any]]:
+    """Give the peers of a region with the rings a second that a relay saw; a peer that is new counts from nothing."""
+    if now.get("pairs") is None:
+        return list(now["peers"])
+    earlier = {(p["id"], p["since"]): p for p in before["peers"]} if before else {}
+    peers = []
+    for peer in now["peers"]:
+        old = earlier.get((peer["id"], peer["since"]), {})
+        totals = [peer["rings-sent"], peer["rings-received"]]
+        gains = _since([old.get("rings-sent", 0), old.get("rings-received", 0)], totals)
+        sent, received = (round(gain / seconds, 1) if seconds else None for gain in gains)
+        peers.append({**peer, "sent-per-second": sent, "received-per-second": received})
+    return peers
 
 
 def _device(before: Mapping[str, Any] | None, now: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
@@ -142,11 +157,14 @@ def _rate(value: float | None) -> object:
 
 
 def peer_rows(made: dict[str, Any]) -> list[list[object]]:
-    """Give the rows of the table of peers, those that most waits for first."""
+    """Give the rows of the table of peers, those that most waits for first, then those that ring most."""
     peers = [(name, peer) for name, region in made["regions"].items() for peer in region["peers"]]
-    peers.sort(key=lambda item: (-item[1]["backlog"], item[0], item[1]["id"]))
+    peers.sort(key=lambda item: (-item[1]["backlog"], -(item[1].get("sent-per-second") or 0), item[0], item[1]["id"]))
     return [
-        [name, p["id"], p["vm"] or _NOT_YET, p["pid"], p["vectors"], tables.when(p["since"]), p["backlog"]]
+        [
+            *(name, p["id"], p["vm"] or _NOT_YET, p["pid"], p["vectors"], tables.when(p["since"]), p["backlog"]),
+            *(_rate(p.get("sent-per-second")), _rate(p.get("received-per-second"))),
+        ]
         for name, p in peers
     ]
 

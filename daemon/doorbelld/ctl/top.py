@@ -279,10 +279,11 @@ def top(session: Session, delay: float, iterations: int | None, batch: bool) -> 
     r"""Show the load of regions, peers and devices, live, until q or Ctrl-C.
 
     Regions: how many peers there are, messages that wait for them, rings of the host peer per second, in all and by
-    vector, joins and leaves per second. Peers: those that most waits for come first. Devices: requests and bytes per
+    vector, joins and leaves per second. Peers: those that most waits for come first; in a relayed region, the rings
+    that each made and that each was delivered per second. Devices: requests and bytes per
     second, what is in flight, kicks that came and interrupts that went, the busiest first. The daemon: its CPU,
-    memory and descriptors. Guests ring each other without the daemon, so those rings are not seen. The first look has
-    no rates yet. If the daemon goes away, top waits for it.
+    memory and descriptors. In other regions guests ring each other without the daemon, so those rings are not seen. The
+    first look has no rates yet. If the daemon goes away, top waits for it.
 
     Into a pipe it prints plain columns; with --json, one object per line and look.
 

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How many descriptors there may be, in numbers and in words.
 
-A region of P peers with V vectors each costs about ``P x (1 + V)`` descriptors, so the soft limit of 1,024 that
-most processes start with is soon too small. `raise_to_hard` lifts it; `room` says what the result allows.
+A region of P peers with V vectors each costs about ``P x (1 + V)`` descriptors, and ``P x P x V`` more if it is
+relayed, so the soft limit of 1,024 that most processes start with is soon too small. `raise_to_hard` lifts it; `room`
+says what the result allows.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 
@@ -38,13 +40,21 @@ def in_use() -> int:
     return len(os.listdir("/proc/self/fd")) - 1  # less the one that lists
 
 
-def room(vectors: int, limit: int, used: int = 0) -> int:
-    """Tell how many peers of *vectors* vectors fit in what *limit* leaves."""
-    return max(0, limit - RESERVE - used) // (1 + vectors)
+def room(vectors: int, limit: int, used: int = 0, relayed: bool = False) -> int:
+    """Tell how many peers of *vectors* vectors fit in what *limit* leaves.
+
+    In a *relayed* region each has proxies for each other, and for the host peer, so that is P connections, P x V
+    doorbells and P x P x V proxies.
+    """
+    left = max(0, limit - RESERVE - used)
+    if not relayed:
+        return left // (1 + vectors)
+    linear = 1 + vectors
+    return (math.isqrt(linear * linear + 4 * vectors * left) - linear) // (2 * vectors)
 
 
-def in_words(vectors: int, limit: int, used: int = 0) -> str:
+def in_words(vectors: int, limit: int, used: int = 0, relayed: bool = False) -> str:
     """Say what *limit* allows: ``room for about 2,000 peers of 8 vectors``."""
-    peers = room(vectors, limit, used)
+    peers = room(vectors, limit, used, relayed)
     rough = round(peers, -len(str(peers)) + 2) if peers >= 100 else peers
-    return f"room for about {rough:,} peers of {vectors} vectors"
+    return f"room for about {rough:,} peers of {vectors} vectors{', relayed' if relayed else ''}"

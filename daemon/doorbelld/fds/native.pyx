@@ -19,9 +19,8 @@ first word says how many messages went out in earlier calls of the same batch (u
 the descriptor: any of them can clear the flag, fill the counter, and so make the next write(2) of ours block for
 ever (or drain it and make our read(2) block). Reading has an answer to that, preadv2(2) with RWF_NOWAIT; writing has
 none. So `ring` looks with poll(2) first, and a counter found full is not written to; what is left is the moment
-between the two. For that one it runs under a guard: a POSIX timer that sends this very thread a signal with a
-handler that does nothing, again and again until it is disarmed. A blocked call then returns EINTR within 10 ms, and
-we set the flag anew.
+between the two. For that one it runs under a guard (`guard.h`): a blocked call returns EINTR within 10 ms, and we set
+the flag anew.
 
 Invariants
 ----------
@@ -77,74 +76,20 @@ cdef extern from "<fcntl.h>" nogil:
     enum: F_GETFL, F_SETFL, O_NONBLOCK
     int fcntl(int fd, int command, ...)
 
+cdef extern from "guard.h" nogil:
+    int guard_arm(long period_ns)
+    void guard_disarm()
+    void guard_delete()
+    void settle_memory()
+    enum: GUARD_SIGNAL
+    long GUARD_PERIOD_NS
+
 cdef extern from *:
     """
-    #include <signal.h>
-    #include <string.h>
-    #include <sys/types.h>
     #include <sys/uio.h>
-    #include <time.h>
-    #include <unistd.h>
-    #include <sys/syscall.h>
-    #ifndef sigev_notify_thread_id
-    #define sigev_notify_thread_id _sigev_un._tid
-    #endif
-
-    #define GUARD_SIGNAL (SIGRTMIN + 7)
-    #define GUARD_PERIOD_NS 10000000L
-
-    static __thread timer_t guard_timer;
-    static __thread pid_t guard_owner; /* the thread that the timer was made for: a fork's child has none */
-
-    static void guard_handler(int signal) { (void)signal; }
-
-    /* Arm the guard of this thread; 0, or an errno value. */
-    static int guard_arm(void)
-    {
-        static const struct itimerspec period = {{0, GUARD_PERIOD_NS}, {0, GUARD_PERIOD_NS}};
-        pid_t self = (pid_t)syscall(SYS_gettid);
-        if (guard_owner != self) {
-            struct sigaction action;
-            struct sigevent event;
-            memset(&action, 0, sizeof action);
-            action.sa_handler = guard_handler; /* no SA_RESTART: that is the point */
-            if (sigaction(GUARD_SIGNAL, &action, NULL))
-                return errno;
-            memset(&event, 0, sizeof event);
-            event.sigev_notify = SIGEV_THREAD_ID;
-            event.sigev_signo = GUARD_SIGNAL;
-            event.sigev_notify_thread_id = self;
-            if (timer_create(CLOCK_MONOTONIC, &event, &guard_timer))
-                return errno;
-            guard_owner = self;
-        }
-        return timer_settime(guard_timer, 0, &period, NULL) ? errno : 0;
-    }
-
-    static void guard_disarm(void)
-    {
-        static const struct itimerspec off = {{0, 0}, {0, 0}};
-        timer_settime(guard_timer, 0, &off, NULL);
-    }
-
-    /* A timer outlives its thread, so who ends a thread ends its guard. */
-    static void guard_delete(void)
-    {
-        if (guard_owner == (pid_t)syscall(SYS_gettid))
-            timer_delete(guard_timer);
-        guard_owner = 0;
-    }
-
-    /* What was stored before is stored before what comes after: for memory that is read when we are dead. */
-    static void settle_memory(void) { __asm__ volatile("" ::: "memory"); }
 
     union rights { struct cmsghdr header; char space[CMSG_SPACE(sizeof(int))]; };
     """
-    int guard_arm() nogil
-    void guard_disarm() nogil
-    void guard_delete() nogil
-    enum: GUARD_SIGNAL
-    void settle_memory() nogil
     ctypedef struct rights "union rights":
         pass
 
@@ -265,7 +210,7 @@ def ring(array.array fds not None):
     cdef Py_ssize_t start
     cdef Py_ssize_t count = len(fds)
     cdef int failed = 0
-    cdef int error = guard_arm()
+    cdef int error = guard_arm(GUARD_PERIOD_NS)
     if error:
         return error
     for start in range(0, count, RING_BATCH):
@@ -303,7 +248,7 @@ def look_up(dict doorbells not None, targets not None):
 
 def ring_one(int fd):
     """Add one to the eventfd *fd*; like `ring`, for the most common number of them."""
-    cdef int error = guard_arm()
+    cdef int error = guard_arm(GUARD_PERIOD_NS)
     if not error:
         error = _ring(&fd, 1)
         guard_disarm()

@@ -41,10 +41,12 @@ class Outbox:
     """The server's side of one peer's stream.
 
     *visible* tells which members this peer may know of (its own entry always is); None for all. *told* is called
-    with an ID whose leave was owed to this peer, once it was told or need not be any more.
+    with an ID whose leave was owed to this peer, once it was told or need not be any more. *bells* gives the eventfds
+    by which this peer rings another member, where they are not those that the member hears (`relay`).
     """
 
     __slots__ = (
+        "_bells",
         "_cursor",
         "_leaves",
         "_memory",
@@ -64,7 +66,9 @@ class Outbox:
         memory: int,
         visible: Callable[[Member], bool] | None,
         told: Callable[[int], None],
+        bells: Callable[[Member], array[int]] | None = None,
     ) -> None:
+        self._bells = bells
         self._roster = roster
         self._own = own
         self._memory = memory
@@ -87,24 +91,27 @@ class Outbox:
         offset = self._offset
         if offset:  # finish the member that is half told, and only then tell leaves
             values.extend(ordered[index].values[offset:])
-            fds.extend(ordered[index].fds[offset:])
+            fds.extend(self._fds(ordered[index])[offset:])
             index += 1
         if self._leaves:
             values.extend(self._leaves)
             fds.extend([-1] * len(self._leaves))
-        own, visible = self._own, self._visible
+        own, visible, bells = self._own, self._visible, self._bells
         start = len(values)
         while len(values) < limit and index < len(ordered):
             member = ordered[index]
             if visible is None or member is own or visible(member):
                 values.extend(member.values)
-                fds.extend(member.fds)
+                fds.extend(member.fds if bells is None or member is own else bells(member))
             elif len(values) == start and not offset:
                 self._cursor = member.seq + 1  # need not be looked at again
             index += 1
         # a batch ends with a whole member, so what follows is known now, and `sent` need not walk again
         self._proposed = len(values), ordered[index - 1].seq + 1 if index else self._cursor
         return values, fds
+
+    def _fds(self, member: Member) -> array[int]:
+        return member.fds if self._bells is None or member is self._own else self._bells(member)
 
     def sent(self, count: int) -> None:
         """Note that the first *count* messages of the last `batch` went out; nothing may have changed meanwhile."""

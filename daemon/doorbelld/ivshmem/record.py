@@ -20,7 +20,8 @@ In which order things are kept decides what a crash between two of them means:
 - What was sent is in the ledger's slot before anybody can stop us, and in a line after that.
 
 With the keeper are ``state``, ``memory``, ``listener``, ``host`` (a vault with its doorbells), and for each peer a
-vault with its socket and doorbells, by its sequence number, which is never used twice.
+vault with its socket and doorbells, by its sequence number, which is never used twice. In a relayed region there are
+also ``relay`` (the table), and for each peer a vault with proxies (`relay`), named by its number and ``p``.
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import StateMismatch
 from ..fds.keeper import Keeper
 from ..fds.ledger import NEWER_CURE, Ledger, LedgerFull, NewerState
 from ..fds.owned import FdSet
-from ..fds.vault import Vault
+from ..fds.shelf import Shelf
 from .outbox import Outbox
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""It is raised with the format of a relay's table, too."""
 _LEDGER = "doorbelld:{}:state"
 _LINES_MAX = 4096
 """After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
 
 
-class Record:
+class Record(Shelf):
     """The record of one region; *prefix* goes before all names, *snapshot* gives the region's state.
 
     *overflow* is called when the state has become larger than any ledger; what is kept is of no use then.
@@ -57,14 +59,13 @@ class Record:
         ledger: Ledger,
         snapshot: Callable[[], dict[str, Any]],
         overflow: Callable[[], None],
+        names: Iterable[str] = (),
     ) -> None:
-        self._keeper = keeper
-        self._prefix = prefix
+        super().__init__(keeper, prefix, names)
         self._ledger = ledger
         self._snapshot = snapshot
         self._overflow = overflow
         self._weight = 0
-        self._names: set[str] = set()
 
     @classmethod
     def begin(
@@ -111,42 +112,7 @@ class Record:
         names: Sequence[str],
     ) -> Record:
         """Go on with what was kept before; *names* are still with the keeper."""
-        record = cls(keeper, prefix, ledger, snapshot, overflow)
-        record._names.update(names)
-        return record
-
-    # With the keeper
-
-    def ready(self, resume: Callable[[], None]) -> bool:
-        """See `Keeper.ready`."""
-        return self._keeper.ready(resume)
-
-    def keep(self, name: str, fd: int) -> bool:
-        """Keep *fd*; False if there is no room."""
-        if not self._keeper.put(self._prefix + name, fd):
-            return False
-        self._names.add(name)
-        return True
-
-    def stow(self, name: str, fds: Sequence[int], vault: Vault | None = None) -> bool:
-        """Keep *fds* in a vault, the one given if there is one; False if there is no room."""
-        try:
-            with contextlib.closing(vault or Vault()) as filled:
-                filled.fill(fds)
-                return self.keep(name, filled.door.fileno())
-        except OSError:  # no descriptor, or too many in flight
-            return False
-
-    def drop(self, name: str) -> None:
-        """Keep it no longer."""
-        if name in self._names:
-            self._names.discard(name)
-            self._keeper.drop(self._prefix + name)
-
-    def drop_all(self) -> None:
-        """Keep nothing any more: the region is gone."""
-        for name in sorted(self._names):
-            self.drop(name)
+        return cls(keeper, prefix, ledger, snapshot, overflow, names)
 
     def close(self) -> None:
         """Stop writing; what is kept stays kept."""
@@ -201,6 +167,11 @@ class Record:
                 self._ledger.append(line)
         except LedgerFull:
             self.renew()
+
+
+def proxies_of(seq: int) -> str:
+    """Name the vault with the proxies of the peer of that number."""
+    return f"{seq}p"
 
 
 def region_of(ledger: Ledger) -> str:
@@ -276,6 +247,8 @@ def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
     if version == 1:  # said nothing of how the region was asked for, nor under which rule a peer came
         members = [{**member, "rule": None} if "outbox" in member else member for member in state["members"]]
         state = {**state, "version": 2, "name": region, "spec": None, "configured": True, "members": members}
+    if state["version"] == 2:  # knew no relay, which is all
+        state = {**state, "version": 3}
     if state["version"] != STATE_VERSION:
         raise NewerState(
             f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; {NEWER_CURE}"

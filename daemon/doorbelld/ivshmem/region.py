@@ -25,16 +25,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
-import os
 import select
 import socket
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ..errors import AccessDenied, DoorbellError, LimitExceeded, NoSuchPeer, NoSuchVector
+from ..errors import AccessDenied, DoorbellError, LimitExceeded, NoSuchPeer
 from ..fds import eventfd, native
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
@@ -52,15 +51,18 @@ from .hostpeer import HostPeer
 from .ids import IdPool
 from .outbox import Outbox
 from .peer import Arrival, Peer
-from .record import STATE_VERSION, Record
+from .record import STATE_VERSION, Record, proxies_of
+from .relay import Relay
+from .ringing import Ringing
 from .roster import Member, Roster
 from .rules import PeerRule, first_match
 from .spec import RegionSpec
+from .terms import changes, merged, pairs_of
 
 _CLOSED = "it closed its connection"
 
 
-class Region:
+class Region(Ringing):
     """One ivshmem region, serving from the moment it is made until `close`."""
 
     def __init__(
@@ -72,9 +74,10 @@ class Region:
         *,
         shared: Fd,
         listener: Listener,
+        relay: Relay | None = None,
         configured: bool = False,
     ) -> None:
-        """Take over *shared* memory and *listener*; `open` makes both."""
+        """Take over *shared* memory, *listener* and *relay*; `open` makes them."""
         self.spec = spec
         self.configured = configured
         """Whether the configuration asked for it, rather than a call."""
@@ -82,6 +85,7 @@ class Region:
         self.roster = Roster()
         self.host: HostPeer | None = None
         self.memory = shared
+        self.relay = relay
         self._listener = listener
         self._loop = loop
         self._emit = emit
@@ -134,20 +138,23 @@ class Region:
             undo.callback(listener.close)
             if shared is None:
                 shared = undo.enter_context(memory.create(spec.backing, spec.size, spec.name))
+            relay = None
+            if spec.relay:
+                relay = Relay.create(spec.name, spec.vectors, spec.relay_poll_us)
+                undo.callback(relay.close)
             eventfds = _doorbells(spec.vectors) if spec.host_peer else None
+            if relay is not None:
+                relay.begin()
             undo.pop_all()
-        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, configured=configured)
+        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=configured)
         if eventfds is not None:
             region._enter_host(Member(spec.host_peer_id, eventfds))
+            if relay is not None and region.host is not None:
+                relay.join(region.host.member, ())
         if keeping is not None:
             region.keep(*keeping)
         region.serve()
         return region
-
-    @property
-    def name(self) -> str:
-        """The region's name."""
-        return self.spec.name
 
     def close(self, reason: str = "the region is removed") -> None:
         """Disconnect everybody, remove the socket, let go of the memory."""
@@ -170,6 +177,8 @@ class Region:
         if self.host is not None:
             self.host.close()
             self.host.member.eventfds.close()
+        if self.relay is not None:
+            self.relay.close()
         if self._record is not None:
             self._record.close()
         self.memory.close()
@@ -177,13 +186,18 @@ class Region:
     def change(self, spec: RegionSpec, configured: bool) -> None:
         """Go over to *spec*, which differs in nothing that is frozen; rules hold for who comes from now on.
 
+        What they say of rings holds at once where there is a relay, for each pair of which they say something else
+        than before; so what a call said of a pair holds until then.
+
         Raises:
             SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
         """
         access = (self.spec.owner, self.spec.group, self.spec.mode)
         if self._listener.ours and (spec.owner, spec.group, spec.mode) != access:
             self._listener.give_to(spec.owner, spec.group, spec.mode)
-        self.spec, self.configured = spec, configured
+        before, self.spec, self.configured = self.spec, spec, configured
+        if self.relay is not None:
+            self._change_terms(self.relay, before)
         self._courier.change(spec.stall_timeout)
         self._ids.reserve(_reserved(spec))
         if self._record is not None:
@@ -196,71 +210,12 @@ class Region:
 
     @property
     def stuck(self) -> bool:
-        """Whether peers wait to be told something since the last time that this was asked, and nobody's turn came."""
+        """Whether peers wait to be told something since the last time that this was asked, and nobody's turn came.
+
+        Or the relay's thread ended, and nobody's rings arrive.
+        """
         before, self._turns_seen = self._turns_seen, self._courier.turns
-        return self._courier.busy and before == self._courier.turns
-
-    # Ringing
-
-    def notify(self, peer_id: int, vector: int) -> None:
-        """Ring one doorbell (the seed's ivshmem_client_notify).
-
-        Raises:
-            NoSuchPeer, NoSuchVector: naming what is there instead.
-        """
-        native.ring_one(self.doorbell(peer_id, vector))
-
-    def notify_peer(self, peer_id: int) -> None:
-        """Ring all doorbells of a peer (ivshmem_client_notify_all_vects)."""
-        native.ring(self.member(peer_id).fds)
-
-    def broadcast(self) -> None:
-        """Ring all doorbells of all peers but the host peer (ivshmem_client_notify_broadcast)."""
-        for peer in self.peers.values():
-            native.ring(peer.member.fds)
-
-    def notify_many(self, targets: Sequence[Sequence[int]]) -> None:
-        """Ring many (peer ID, vector); all are looked up before the first is rung."""
-        try:
-            native.ring(native.look_up(self.roster.doorbells, targets))
-        except LookupError as error:
-            self.doorbell(*error.args[0])  # raises, with words
-
-    def member(self, peer_id: int) -> Member:
-        """Find a member by ID (ivshmem_client_search_peer)."""
-        member = self.roster.by_id.get(peer_id)
-        if member is None:
-            raise NoSuchPeer(f'region "{self.name}" has no peer {peer_id}; {self._who_is_there()}')
-        return member
-
-    def doorbell(self, peer_id: int, vector: int) -> int:
-        """Find the eventfd of a doorbell, borrowed."""
-        eventfds = self.roster.doorbells.get(peer_id)
-        if eventfds is None:
-            eventfds = self.member(peer_id).fds  # raises, with words
-        if not 0 <= vector < len(eventfds):
-            raise NoSuchVector(
-                f'peer {peer_id} of region "{self.name}" has vectors 0 to {len(eventfds) - 1}, not {vector}'
-            )
-        return eventfds[vector]
-
-    def _who_is_there(self) -> str:
-        ids = sorted(self.peers)
-        if not ids:
-            return f"nobody is connected; a guest attaches at {self.spec.socket}"
-        return f"connected: {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''}"
-
-    def write_memory(self, offset: int, data: bytes) -> None:
-        """Write to the shared memory; the caller has checked the bounds.
-
-        Sealed memory is mapped for it, since huge pages know no write(2). Memory that others may truncate is written
-        by pwrite(2): a mapping of it could raise SIGBUS in us.
-        """
-        if self.spec.backing.path:
-            os.pwrite(self.memory.fileno(), data, offset)
-            return
-        with mmap.mmap(self.memory.fileno(), self.spec.size) as mapped:
-            mapped[offset : offset + len(data)] = data
+        return (self._courier.busy and before == self._courier.turns) or (self.relay is not None and self.relay.dead)
 
     # Coming and going
 
@@ -336,8 +291,11 @@ class Region:
             self._refuse(str(error), sock, who.program.startswith("qemu"))
 
     def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
+        return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
+
+    def _stow_as(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
         assert self._record is not None
-        stowed = self._record.stow(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
+        stowed = self._record.stow(name, fds, vault)
         if not stowed:
             self._emit(Unkept(self, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)"))
         return stowed
@@ -374,16 +332,19 @@ class Region:
             )
         sock.setblocking(False)
         peer_id = self._choose_id(rule)
-        if arrival is None:
-            try:
-                arrival = Arrival(self.roster.number(), _doorbells(self.spec.vectors))
-            except LimitExceeded:
-                self._ids.give_back(peer_id)
-                raise
-            if self._record is not None:
-                self._stow(arrival, sock)
-        member = Member(peer_id, arrival.eventfds, arrival.seq)
-        peer = self._enter(member, sock, who, rule, time.time_ns() // 1000)
+        made = None
+        try:
+            if arrival is None:
+                arrival = made = Arrival(self.roster.number(), _doorbells(self.spec.vectors))
+                if self._record is not None:
+                    self._stow(arrival, sock)
+            peer = self._enter(Member(peer_id, arrival.eventfds, arrival.seq), sock, who, rule, time.time_ns() // 1000)
+            if self.relay is not None:
+                self._relay(peer, self.relay)
+        except LimitExceeded:
+            self._ids.give_back(peer_id)
+            self._drop(made)
+            raise
         if self._record is not None:
             self._record.joined(peer.entry)
         self._courier.wake(self.peers.values())
@@ -410,7 +371,8 @@ class Region:
         return rule.id
 
     def _enter(self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int) -> Peer:
-        outbox = Outbox(self.roster, member, self.memory.fileno(), self._visibility(rule), self._ids.release)
+        bells = None if self.relay is None else partial(self.relay.bells, member)
+        outbox = Outbox(self.roster, member, self.memory.fileno(), self._visibility(rule), self._ids.release, bells)
         self.roster.add(member)
         peer = Peer(member, sock, who, rule, since, outbox)
         self.peers[member.id] = peer
@@ -476,16 +438,50 @@ class Region:
                 self._ids.hold(peer.id)
             elif other.outbox.blind_to(peer.member):
                 blind.append(other.member.seq)
+        ended = self.relay.silence(peer.member) if self.relay is not None else []
         self.roster.remove(peer.member)
         del self.peers[peer.id]
         self._ids.give_back(peer.id)
         if (record := self._record) is not None:
             record.left(peer.member.seq, blind, len(self.peers))
             record.drop(str(peer.member.seq))
+            record.drop(proxies_of(peer.member.seq))
+        if self.relay is not None:
+            self.relay.forget(peer.member, ended)
         _end(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         peer.member.eventfds.close()
+
+    # The relay
+
+    def _relay(self, peer: Peer, relay: Relay) -> None:
+        """Make what is between *peer*, who is new, and all others; if there is no room for it, forget *peer*.
+
+        Raises:
+            LimitExceeded: that is so.
+        """
+        try:
+            relay.join(peer.member, pairs_of(peer, self.spec, self.roster.ordered, self.peers))
+        except LimitExceeded:
+            self._loop.remove_reader(peer.sock.fileno())
+            self.roster.remove(peer.member)
+            del self.peers[peer.id]
+            raise
+        self._stow_proxies(peer)
+
+    def _change_terms(self, relay: Relay, before: RegionSpec) -> None:
+        """Apply to each pair what is different for it from what it was *before*."""
+        relay.poll(self.spec.relay_poll_us)
+        for peer, member, old, new in changes(before, self.spec, self.roster.ordered, self.peers):
+            if (peer.id, member.id) in relay:
+                relay.change(peer.id, member.id, merged(relay.terms(peer.id, member.id), old, new))
+
+    def _stow_proxies(self, peer: Peer) -> bool:
+        """Keep the proxies between *peer* and those who were there before it."""
+        if self._record is None or self.relay is None or not (fds := self.relay.packed(peer.member)):
+            return True
+        return self._stow_as(proxies_of(peer.member.seq), fds)
 
     # Restart: everything that holds descriptors can be kept, and put together again from what was kept
 
@@ -495,6 +491,8 @@ class Region:
         parts = {"memory": self.memory.fileno()}
         if self._listener.ours:
             parts["listener"] = self._listener.sock.fileno()
+        if self.relay is not None:
+            parts["relay"] = self.relay.fd.fileno()
         try:
             self._record = Record.begin(keeper, prefix, self.name, self.export, self.overflow, parts, host)
         except OSError:
@@ -503,7 +501,7 @@ class Region:
             self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
             return False
         stowed = [self._stow(Arrival(peer.member.seq, peer.member.eventfds), peer.sock) for peer in self.peers.values()]
-        return all(stowed)
+        return all([*stowed, *map(self._stow_proxies, self.peers.values())])
 
     def overflow(self) -> None:
         """Give up the record: the state has become too large for one."""

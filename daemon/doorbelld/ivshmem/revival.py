@@ -29,8 +29,9 @@ from ..fds.vault import look_into
 from ..wire.ivshmem import ID_MAX
 from .events import RegionEvent
 from .peer import Arrival, Peer
-from .record import Record, region_of, replay
+from .record import Record, proxies_of, region_of, replay
 from .region import Region
+from .relay import Relay
 from .spec import RegionSpec
 
 LOST = "its connection ended while the daemon was away"
@@ -82,12 +83,13 @@ def revive(
     """Make the region anew and serve; *ledger* is taken over, and of *kept* all that there is.
 
     Raises:
-        StateMismatch: the memory is missing, or the host peer's doorbells.
+        StateMismatch: the memory is missing, or the host peer's doorbells, or the relay's table.
+        LimitExceeded: there can be no thread for the relay.
         SocketInUse, SocketUnavailable: the listening socket is missing, and can't be made anew.
     """
     keeper, prefix = keeping
     names = ["state", *kept]
-    with _damage_told(), contextlib.ExitStack() as undo:
+    with damage_told(), contextlib.ExitStack() as undo:
         undo.callback(ledger.close)
         undo.callback(kept.close)
         if socket_given is not None:
@@ -97,12 +99,19 @@ def revive(
         undo.enter_context(shared)
         bells = _bells(kept, state)
         undo.callback(bells.close)
+        relay = _relay(spec, kept)
+        if relay is not None:
+            undo.callback(relay.close)
         listener = _listener(spec, kept, socket_given)
         undo.pop_all()
-    region = Region(spec, loop, emit, spare, shared=shared, listener=listener, configured=state["configured"])
+    region = Region(
+        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"]
+    )
     try:
-        with _damage_told():
+        with damage_told():
             lost = _rejoin(region, state, kept, bells)
+            if relay is not None:
+                lost = _rejoin_pairs(region, relay, kept, lost)
             arrivals = _arrivals(kept, state["next_seq"])
         still = [name for name in names if name in arrivals or name not in kept]
         for name in set(names) - set(still):
@@ -111,6 +120,8 @@ def revive(
         if listener.ours and "listener" not in still:
             record.keep("listener", listener.sock.fileno())
         region.resume(record, state["next_seq"], ledger)
+        if relay is not None:
+            relay.begin()
         for peer in lost:
             region.remove(peer, LOST)
         for name in arrivals:
@@ -126,7 +137,7 @@ def revive(
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
+def damage_told() -> Iterator[None]:
     """Say so where a state holds what none can hold."""
     try:
         yield
@@ -149,6 +160,18 @@ def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> 
     if state["next_seq"] < region.roster.next_seq or not all(peer.outbox.sound for peer in region.peers.values()):
         raise ValueError("somebody was told of what never was")
     return lost
+
+
+def _rejoin_pairs(region: Region, relay: Relay, kept: Kept, lost: list[Peer]) -> list[Peer]:
+    """Take up the pairs of everybody, and add to those who are *lost* whose proxies nobody kept."""
+    members = {member.seq: member for member in region.roster.ordered}
+    vaults = {seq: fds for seq in members if (fds := _look_into(kept.take(proxies_of(seq)))) is not None}
+    missing = relay.restore(members, vaults)
+    for peer in region.peers.values():
+        for member in region.roster.ordered:
+            if member is not peer.member and not peer.outbox.blind_to(member) and (peer.id, member.id) not in relay:
+                raise ValueError("a pair is missing")
+    return lost + [peer for peer in region.peers.values() if peer.member.seq in missing and peer not in lost]
 
 
 def _check(region: Region, entry: dict[str, Any]) -> None:
@@ -181,6 +204,15 @@ def _bells(kept: Kept, state: dict[str, Any]) -> FdSet:
     if fds is None or len(fds) != count:
         raise StateMismatch("the host peer's doorbells are missing")
     return fds
+
+
+def _relay(spec: RegionSpec, kept: Kept) -> Relay | None:
+    """Take the relay's table out, if there should be one."""
+    if not spec.relay:
+        return None
+    if (table := kept.take("relay")) is None:
+        raise StateMismatch("the table of its relay is missing")
+    return Relay.adopt(spec.name, table, spec.vectors, spec.relay_poll_us)
 
 
 def _listener(spec: RegionSpec, kept: Kept, socket_given: Fd | None) -> Listener:

@@ -19,6 +19,7 @@ from ..fds.listener import group_id, user_id
 from ..fds.peercred import Credentials
 from ..options import integer, option, parse, path, text, text_list
 from ..wire.ivshmem import ID_MAX
+from .table import RATE_MAX
 
 HOST = "host"
 """The word for the host peer in ``may-ring``."""
@@ -84,6 +85,8 @@ class PeerRule:
     match: Match = option(_match)
     id: int | None = option(integer(0, ID_MAX), default=None)
     may_ring: tuple[str, ...] = option(text_list, default=("*",))
+    rate: int | None = option(integer(0, RATE_MAX), default=None)
+    """In a relayed region: how many rings a second each pair passes on that it is the sender of; 0 for no limit."""
 
     def allows(self, peer_id: int, vm_name: str, is_host: bool) -> bool:
         """Tell whether who matched may ring the peer of that ID and VM name.
@@ -107,6 +110,7 @@ class PeerRule:
             "match": _given(self.match),
             "may-ring": list(self.may_ring),
             **({} if self.id is None else {"id": self.id}),
+            **({} if self.rate is None else {"rate": self.rate}),
         }
 
     @classmethod

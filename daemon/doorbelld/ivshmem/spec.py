@@ -15,6 +15,7 @@ from ..options import boolean, duration, integer, mode, option, parse, path, siz
 from ..wire.ivshmem import ID_MAX
 from .memory import Backing, huge_page_size
 from .rules import PeerRule, parse_rules
+from .table import RATE_MAX
 
 VECTORS_MAX = 64
 """Vectors of a peer that every client takes (the seed's IVSHMEM_CLIENT_MAX_VECTORS)."""
@@ -43,7 +44,9 @@ class RegionSpec:
     host_peer_id: int = option(integer(0, ID_MAX), default=ID_MAX, frozen=_HOST_TOLD)
     max_peers: int = option(integer(1, ID_MAX + 1), default=1024)
     stall_timeout: float = option(duration, default=30.0)
-    relay: bool = option(boolean, default=False, frozen="peers hold each other's doorbells")
+    relay: bool = option(boolean, default=False, frozen="peers hold each other's doorbells, or ours")
+    relay_rate: int = option(integer(0, RATE_MAX), default=0)
+    relay_poll_us: int = option(integer(0, 1_000_000), default=0)
     peer: tuple[PeerRule, ...] = option(parse_rules, default=())
 
     def check(self, prefix: str) -> list[Problem]:
@@ -81,8 +84,12 @@ class RegionSpec:
                 resolve(getattr(self, key))
             except KeyError:
                 problem(key, f"no {key} {getattr(self, key)!r} on this host", "write a name that is there, or a number")
-        if self.relay:
-            problem("relay", "relay mode is not there yet", "leave it out or write false")
+        if not self.relay:
+            cure = "set relay = true, or leave it out"
+            if self.relay_rate:
+                problem("relay-rate", "limits nothing: without a relay rings do not pass us", cure)
+            if any(rule.rate for rule in self.peer):
+                problem("peer.rate", "limits nothing: without a relay rings do not pass us", cure)
         return problems
 
     def as_options(self) -> dict[str, Any]:
@@ -102,6 +109,8 @@ class RegionSpec:
             "max-peers": self.max_peers,
             "stall-timeout": self.stall_timeout,
             "relay": self.relay,
+            "relay-rate": self.relay_rate,
+            "relay-poll-us": self.relay_poll_us,
         }
 
     def raw(self) -> dict[str, Any]:

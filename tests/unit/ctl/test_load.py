@@ -46,6 +46,31 @@ def test_the_first_look_has_no_rates() -> None:
     assert list(region_rows(made)) == [["demo", 0, 0, "-", "-", 7, "-", "-"]]
 
 
+def relayed(*rings: tuple[int, int], since: int = 0) -> dict[str, Any]:
+    """Describe a relayed region whose peers made and got so many rings."""
+    made = [
+        {**peer(number), "since": since, "rings-sent": sent, "rings-received": received}
+        for number, (sent, received) in enumerate(rings)
+    ]
+    return {**region(0, 0, peers=tuple(made)), "pairs": []}
+
+
+def test_rings_between_peers_are_seen_where_a_relay_sees_them() -> None:
+    first = frame(None, sample(1.0, demo=relayed((5, 6))))
+    assert peer_rows(first)[0][-2:] == ["-", "-"]
+    before = sample(1.0, demo=relayed((5, 6), (0, 0)), plain=region(0, peers=(peer(0),)))
+    now = sample(3.0, demo=relayed((9, 6), (4, 1), (6, 0)), plain=region(0, peers=(peer(0),)))
+    rows = peer_rows(frame(before, now))
+    assert [(row[0], row[1], *row[-2:]) for row in rows] == [
+        ("demo", 2, 3.0, 0.0),
+        ("demo", 0, 2.0, 0.0),
+        ("demo", 1, 2.0, 0.5),
+        ("plain", 0, "-", "-"),
+    ]
+    again = frame(before, sample(3.0, demo=relayed((4, 2), since=1)))
+    assert again["regions"]["demo"]["peers"][0]["sent-per-second"] == 2.0  # another peer of the same ID
+
+
 def test_rates_are_per_second() -> None:
     first = sample(1.0, cpu=5.0, demo=region(3, 4), calm=region(0))
     made = frame(

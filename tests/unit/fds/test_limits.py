@@ -38,7 +38,17 @@ def test_room(vectors: int, limit: int, used: int, peers: int) -> None:
     assert limits.room(vectors, limit, used) == peers
 
 
+@pytest.mark.parametrize("vectors", [1, 3, 8, 64])
+def test_room_where_relayed(vectors: int) -> None:
+    """As many as fit: a connection, doorbells, and proxies to each other and to the host peer."""
+    for left in (0, vectors, 2 * vectors + 1, 1000, 20_000, 1 << 20):
+        peers = limits.room(vectors, limits.RESERVE + left, relayed=True)
+        most, more = (n * (1 + vectors) + n * n * vectors for n in (peers, peers + 1))
+        assert most <= left < more
+
+
 def test_in_words() -> None:
+    assert limits.in_words(8, 20_000, relayed=True) == "room for about 49 peers of 8 vectors, relayed"
     assert limits.in_words(8, 20_000) == "room for about 2,200 peers of 8 vectors"
     assert limits.in_words(64, 1024) == "room for about 14 peers of 64 vectors"
     assert limits.in_words(4, 0) == "room for about 0 peers of 4 vectors"

@@ -20,7 +20,7 @@ from doorbelld.fds.owned import FdSet
 from doorbelld.ivshmem import record as module
 from doorbelld.ivshmem.events import Unkept
 from doorbelld.ivshmem.peer import Peer
-from doorbelld.ivshmem.record import region_of, replay
+from doorbelld.ivshmem.record import STATE_VERSION, region_of, replay
 from doorbelld.ivshmem.revival import read_state, revive, spec_of
 from doorbelld.ivshmem.rules import Match, PeerRule
 from hypothesis import settings
@@ -178,7 +178,7 @@ VERSION_1 = (
 def test_a_state_of_version_1_is_understood() -> None:
     state = replay([VERSION_1.strip(), b'["=",5,3,0,2,0]', b'["-",2,[]]', b'["!",1,5]'], "demo")
     assert state == {
-        "version": 2,
+        "version": STATE_VERSION,
         "name": "demo",
         "spec": None,
         "configured": True,
@@ -197,6 +197,10 @@ def test_a_state_of_version_1_is_understood() -> None:
             },
         ],
     }
+
+
+def test_a_state_of_version_2_is_understood() -> None:
+    assert replay([line({**GOOD, "version": 2})]) == replay([line(GOOD)]) == GOOD
 
 
 def as_version_1(bench: Bench, name: str = "doorbelld:demo:state") -> None:
@@ -236,8 +240,8 @@ def test_a_region_that_version_1_left_goes_on(bench: Bench) -> None:
     found.close()
     bench.region = revive(spec, state, ledger, kept, keeping, bench.loop, bench.events.append, bench.spare)
     before["configured"] = True
-    assert bench.export() == before  # in version 2 from now on
-    assert b'"version":2' in bench.lines()[0]
+    assert bench.export() == before  # in our version from now on
+    assert b'"version":%d' % STATE_VERSION in bench.lines()[0]
     bench.restart()
     assert bench.export() == before
     for peer in bench.region.peers.values():
@@ -254,17 +258,18 @@ def test_of_which_region_a_ledger_is_its_name_says() -> None:
             book.close()
 
 
-@pytest.mark.parametrize("version", [3, 99, 1 << 70])
+@pytest.mark.parametrize("version", [STATE_VERSION + 1, 99, 1 << 70])
 def test_a_newer_state_is_told_apart(version: int) -> None:
     line = json.dumps({"version": version, "of": "things that nobody knows yet"}).encode()
-    said = (
-        f"the state has version {version}, and this doorbelld knows up to 2; start the version that wrote it, or stop"
-    )
+    said = f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; start the version that"
     with pytest.raises(NewerState, match=said):
         replay([line, b"[more of it]"])
 
 
-GOOD = {"version": 2, "name": "demo", "spec": None, "configured": True, "next_seq": 3, "host": None, "members": []}
+GOOD = {
+    **{"version": STATE_VERSION, "name": "demo", "spec": None, "configured": True, "next_seq": 3},
+    **{"host": None, "members": []},
+}
 PEER = {"id": 0, "seq": 1, "vectors": 1, "who": {}, "since": 0, "rule": None}
 
 
@@ -443,6 +448,6 @@ def test_what_can_not_be_stowed_leaves_nothing_open(bench: Bench) -> None:
     fds = FdSet()
     with no_leaks():
         assert not record.stow("x", [1 << 20])
-        with mock.patch.object(module, "Vault", side_effect=OSError(24, "Too many open files")):
+        with mock.patch("doorbelld.fds.shelf.Vault", side_effect=OSError(24, "Too many open files")):
             assert not record.stow("x", list(fds))
     assert "r1.x" not in bench.keeper.copies

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 from doorbelld.errors import AccessDenied, LimitExceeded, MemoryUnavailable, NoSuchPeer, NoSuchVector, SocketUnavailable
 from doorbelld.fds import eventfd
-from doorbelld.fds.keeper import Satchel
 from doorbelld.fds.peercred import Credentials
 from doorbelld.ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, Rung, Unkept
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.region import Region
 from doorbelld.ivshmem.rules import Match, PeerRule
+from support.busykeeper import Store
 from support.fdcount import no_leaks, open_fds
 from support.rawclient import DEADLINE, RawClient, identity
 
@@ -456,13 +456,14 @@ def server(folder: str, **options: Any) -> Iterator[Any]:
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize("nofile", [60, 61])
-def test_out_of_descriptors(folder: str, nofile: int) -> None:
+@pytest.mark.parametrize(("nofile", "relay"), [(60, False), (61, False), *((nofile, True) for nofile in (200, 203))])
+def test_out_of_descriptors(folder: str, nofile: int, relay: bool) -> None:
     """Whoever is there is served on, newcomers are turned away, nothing spins, and there is room again later.
 
-    A peer takes two descriptors, so with one of the two limits there is none left even for accept(2).
+    A peer takes two descriptors, so with one of the two limits there is none left even for accept(2). Relayed, it takes
+    two more for each that is there already.
     """
-    with no_leaks(), server(folder, nofile=nofile, spec={"vectors": 1}) as ask:
+    with no_leaks(), server(folder, nofile=nofile, spec={"vectors": 1, "relay": relay}) as ask:
         peers: list[RawClient] = []
         refused = 0
         while refused < 20:
@@ -561,30 +562,6 @@ def test_identity_tells_eventfds_apart() -> None:
 
 
 # Kept with somebody
-
-
-class Store(Satchel):
-    """A keeper that can be full, and busy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.room = 1000
-        self.busy = False
-        self.waiting: list[Callable[[], None]] = []
-
-    def put(self, name: str, fd: int) -> bool:
-        return len(self.copies) < self.room and super().put(name, fd)
-
-    def ready(self, resume: Callable[[], None]) -> bool:
-        if self.busy:
-            self.waiting.append(resume)
-        return not self.busy
-
-    def rest(self) -> None:
-        """Be busy no longer."""
-        self.busy = False
-        while self.waiting:
-            self.waiting.pop()()
 
 
 @pytest.fixture

@@ -494,8 +494,11 @@ JUNK = st.sampled_from([None, -1, 0, 1, 3, 1 << 70, 0.5, "", "x", [], [0], {}, {
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), junk=JUNK, how=st.sampled_from(["put", "remove"]))
-def test_a_damaged_state_is_refused_or_read_and_leaves_nothing(data: st.DataObject, junk: Any, how: str) -> None:
-    bench = Bench(peer=(PeerRule(Match(vm="a"), may_ring=("host",)), PeerRule(Match())))
+@pytest.mark.parametrize("relay", [False, True])
+def test_a_damaged_state_is_refused_or_read_and_leaves_nothing(
+    relay: bool, data: st.DataObject, junk: Any, how: str
+) -> None:
+    bench = Bench(peer=(PeerRule(Match(vm="a"), may_ring=("host",)), PeerRule(Match())), relay=relay)
     bench.join("a")
     bench.join("b")
     bench.post(bench.region.peers[1], 64, 5)

@@ -101,7 +101,16 @@ def test_raw_that_does_not_hold_here_and_now_is_refused(monkeypatch: pytest.Monk
         ({"host_peer_id": 5, "peer": [{"match": {}, "id": 5}]}, "host-peer-id: 5 is given to a peer rule too"),
         ({"owner": "no-such-user"}, "region.demo.owner: no owner 'no-such-user' on this host; write a name"),
         ({"group": "no-such-group"}, "region.demo.group: no group 'no-such-group' on this host; write a name"),
-        ({"relay": True}, "region.demo.relay: relay mode is not there yet; leave it out or write false"),
+        (
+            {"relay-rate": 5},
+            "region.demo.relay-rate: limits nothing: without a relay rings do not pass us; set relay = true, or leave "
+            "it out",
+        ),
+        (
+            {"peer": [{"match": {}, "rate": 5}]},
+            "region.demo.peer.rate: limits nothing: without a relay rings do not pass us; set relay = true, or leave "
+            "it out",
+        ),
         ({"vektors": 3}, 'region.demo.vektors: unknown key; did you mean "vectors"?'),
         ({"peer": [{"match": {"vm": ""}}]}, "region.demo.peer[0].match.vm: '' is not a name"),
     ],
@@ -116,11 +125,11 @@ def test_problems(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any], problem:
 
 def test_all_problems_at_once() -> None:
     with pytest.raises(InvalidOptions) as caught:
-        make(size="3M", vectors=65, relay=True)
+        make(size="3M", vectors=65, **{"relay-rate": 3})
     assert [problem.key for problem in caught.value.problems] == [
         "region.demo.size",
         "region.demo.vectors",
-        "region.demo.relay",
+        "region.demo.relay-rate",
     ]
 
 
