@@ -20,6 +20,8 @@ TESTS = [
     "tests/unit/ring",
     "tests/unit/devices",
     "tests/unit/fds/test_native.py",
+    "tests/unit/fds/test_bells.py",
+    "tests/unit/ivshmem/test_forwarder.py",
     "tests/unit/vhost/test_hostile.py",
     "tests/unit/wire/test_vhost.py",
 ]

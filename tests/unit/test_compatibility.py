@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""docs/compatibility.md tells of each declaration of libvhost-user.h, and what it says of us is so."""
+"""docs/compatibility.md tells of each declaration of the headers that it is about, and what it says of us is so."""
 
 from __future__ import annotations
 
@@ -94,6 +94,34 @@ DECLARED = [
     "vu_queue_flush",
     "vu_queue_get_avail_bytes",
     "vu_queue_avail_bytes",
+    # ivshmem-client.h
+    "IVSHMEM_CLIENT_MAX_VECTORS",
+    "IvshmemClient",
+    "IvshmemClientPeer",
+    "IvshmemClientPeerList",
+    "IvshmemClientNotifCb",
+    "ivshmem_client_init",
+    "ivshmem_client_connect",
+    "ivshmem_client_close",
+    "ivshmem_client_get_fds",
+    "ivshmem_client_handle_fds",
+    "ivshmem_client_notify",
+    "ivshmem_client_notify_all_vects",
+    "ivshmem_client_notify_broadcast",
+    "ivshmem_client_search_peer",
+    "ivshmem_client_dump",
+    # ivshmem-flat.h
+    "IVSHMEM_MAX_VECTOR_NUM",
+    "TYPE_IVSHMEM_FLAT",
+    "IvshmemFTState",
+    "IVSHMEM_FLAT",
+    "ivshmem_registers",
+    "INTMASK",
+    "INTSTATUS",
+    "IVPOSITION",
+    "DOORBELL",
+    "VectorInfo",
+    "IvshmemPeer",
 ]
 LATER = ("in-flight recovery", "migration logging", "shared objects")
 

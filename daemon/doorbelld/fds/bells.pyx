@@ -170,7 +170,10 @@ cdef class Bells:
         self.own_id = None
 
     def missing(self, peer_id, vector):
-        """Make the error for a doorbell that is not there; *vector* is None if it is the peer that is not."""
+        """Make the error for a doorbell that is not there.
+
+        *vector* is None if it is the peer that is not; both are, if we are not there ourselves.
+        """
         return LookupError(peer_id, vector)
 
     def notify(self, peer_id, vector):
@@ -182,13 +185,19 @@ cdef class Bells:
 
         Raises:
             NoSuchPeer, NoSuchVector: naming what is there instead.
+            ServerClosed: there is no connection.
+            OSError: what the server gave as the doorbell can't be rung.
         """
         cdef array.array of
-        cdef Py_ssize_t index = vector
+        cdef Py_ssize_t index
         entry = self.doorbells.get(peer_id)
         if entry is None:
             raise self.missing(peer_id, None)
         of = entry
+        try:
+            index = vector
+        except OverflowError:
+            index = -1
         if not 0 <= index < len(of):
             raise self.missing(peer_id, vector)
         # SAFETY: the index is inside the array, which nobody resizes while we have the GIL.
@@ -199,28 +208,47 @@ cdef class Bells:
     def notify_all_vectors(self, peer_id):
         """Ring all doorbells of a peer (the seed's ivshmem_client_notify_all_vects).
 
+        Args:
+            peer_id: the peer's ID; our own is allowed.
+
         Raises:
             NoSuchPeer: naming who is there instead.
+            ServerClosed: there is no connection.
+            OSError: one of the doorbells can't be rung; the others were.
         """
         entry = self.doorbells.get(peer_id)
         if entry is None:
             raise self.missing(peer_id, None)
-        self._ring(entry)
+        cdef int error = _ring(entry)
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def notify_broadcast(self):
-        """Ring all doorbells of all peers but ourselves (the seed's ivshmem_client_notify_broadcast)."""
-        for peer_id, entry in self.doorbells.items():
-            if peer_id != self.own_id:
-                self._ring(entry)
+        """Ring all doorbells of all peers but ourselves (the seed's ivshmem_client_notify_broadcast).
 
-    cdef int _ring(self, array.array of) except -1:
+        Raises:
+            ServerClosed: there is no connection.
+            OSError: one of the doorbells can't be rung; the others were.
+        """
         cdef int error = 0
         cdef int one
-        cdef Py_ssize_t i
-        # SAFETY: i is inside the array, which nobody resizes while we have the GIL.
-        for i in range(len(of)):
-            one = bell_ring(of.data.as_ints[i])
-            error = error or one
-        if error:  # the others are rung all the same
+        if self.own_id is None:
+            raise self.missing(None, None)
+        for peer_id, entry in self.doorbells.items():
+            if peer_id != self.own_id:
+                one = _ring(entry)
+                error = error or one
+        if error:
             raise OSError(error, os.strerror(error))
-        return 0
+
+
+cdef int _ring(array.array of) except -1:
+    """Ring all; 0, or the errno value of the first that failed."""
+    cdef int error = 0
+    cdef int one
+    cdef Py_ssize_t i
+    # SAFETY: i is inside the array, which nobody resizes while we have the GIL.
+    for i in range(len(of)):
+        one = bell_ring(of.data.as_ints[i])
+        error = error or one
+    return error

@@ -15,10 +15,13 @@ Invariants
 1. Each descriptor that was fed is in ``peers``, in ``own`` or is ``memory``; or was closed.
 2. ``peers`` never has our own ID.
 3. After an error nothing more is taken; `close` is all that is left to do.
+4. Doorbells are no files, pipes or sockets: a ring disturbs nothing but an eventfd.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,13 +145,13 @@ class Membership:
 
     def _take(self, message: Message) -> Iterator[Change]:
         match message:
+            case Message(Kind.VECTOR, value, Fd() as fd):  # nearly all are
+                yield from self._add(value, fd)
             case Message(Kind.OWN_ID, value):
                 self.own.id = value
             case Message(Kind.MEMORY, _, Fd() as fd):
                 self.memory = fd
                 yield Welcomed(self.own.id)
-            case Message(Kind.VECTOR, value, Fd() as fd):
-                yield from self._add(value, fd)
             case Message(Kind.LEFT, value) if value == self.own.id:
                 raise OutOfPlace(f"the server says that we, peer {value}, left")
             case Message(Kind.LEFT, value) if value in self.peers:
@@ -164,12 +167,16 @@ class Membership:
     def _add(self, peer_id: int, fd: Fd) -> Iterator[Change]:
         known = self.search(peer_id)
         peer = known or RemotePeer(peer_id)
+        eventfds = peer.eventfds.array
+        vector = len(eventfds)
         with fd:
-            if peer.vectors >= self.vectors_max:
+            if vector >= self.vectors_max:
                 raise TooManyVectors(f"peer {peer_id} has more than {self.vectors_max} vectors")
-            peer.eventfds.array.append(fd.steal())
-        self.doorbells[peer_id] = peer.eventfds.array
+            if stat.S_IFMT(os.fstat(fd.fileno()).st_mode):  # an eventfd is of no type; to write to a file does harm
+                raise OutOfPlace(f"what came as a doorbell of peer {peer_id} is no eventfd")
+            eventfds.append(fd.steal())
+        self.doorbells[peer_id] = eventfds
         if known is None:
             self.peers[peer_id] = peer
             yield PeerJoined(peer)
-        yield VectorAdded(peer, peer.vectors - 1)
+        yield VectorAdded(peer, vector)

@@ -8,36 +8,41 @@ the kernel could not give us ends the connection.
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import random
 import socket
 from array import array
 from dataclasses import dataclass, field
 
-from ..errors import LimitExceeded, ServerUnavailable
+from ..errors import LimitExceeded, ProtocolBroken, ServerClosed, ServerUnavailable
 from ..fds.owned import Fd
+from ..wire.ivshmem import OutOfPlace, ProtocolError, WrongVersion
 
 CHUNK = 4096
 """Bytes to ask for: the kernel stops after the first message with a descriptor anyway."""
 _FDS_MAX = 253  # SCM_MAX_FD: a server that lies may send as many
 _SPACE = socket.CMSG_SPACE(_FDS_MAX * array("i").itemsize)
+_CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)  # as flags they take longer than the call
 
 
-def receive(sock: socket.socket, size: int = CHUNK) -> tuple[bytes, list[Fd]]:
-    """Read from *sock* what ``Membership.feed`` takes; no bytes are the end of the stream.
+def receive(sock: socket.socket, size: int = CHUNK, flags: int = 0) -> tuple[bytes, list[Fd]]:
+    """Read from *sock* what ``Membership.feed`` takes; no bytes are the end of the stream. *flags* are recvmsg(2)'s.
 
     Raises:
         BlockingIOError: nothing is there now.
         OSError: the connection broke.
         LimitExceeded: a descriptor came for which there was no room; the connection is of no use any more.
     """
-    data, controls, flags, _ = sock.recvmsg(size, _SPACE, socket.MSG_CMSG_CLOEXEC)
+    data, controls, said, _ = sock.recvmsg(size, _SPACE, flags | _CLOEXEC)
     fds: list[Fd] = []
     for level, kind, content in controls:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array("i")
             numbers.frombytes(content[: len(content) // 4 * 4])
             fds += map(Fd, numbers)
-    if flags & socket.MSG_CTRUNC:
+    if said & _CUT_OFF:
         for fd in fds:
             fd.close()
         raise LimitExceeded("no descriptor left for a doorbell; raise LimitNOFILE= (ulimit -n)")
@@ -53,6 +58,45 @@ def unavailable(path: str, error: OSError) -> ServerUnavailable:
     }
     cure = next((cure for kind, cure in cures.items() if isinstance(error, kind)), "is it an ivshmem server's socket?")
     return ServerUnavailable(f"no ivshmem server at {path}: {error.strerror or error}; {cure}")
+
+
+def silent(server: str) -> ServerUnavailable:
+    """Say that *server* has not greeted us in time."""
+    return ServerUnavailable(f"the server at {server} accepts and says nothing")
+
+
+def closed(server: str, greeted: bool = True) -> ServerClosed:
+    """Say that *server* closed the connection, before it had greeted us or later."""
+    when = "" if greeted else " before it greeted us: it refuses us or is full, its log says why"
+    return ServerClosed(f"the server at {server} closed the connection{when}")
+
+
+def lost(server: str, error: OSError) -> ServerClosed:
+    """Say that the connection to *server* broke."""
+    return ServerClosed(f"the connection to {server} broke: {error.strerror}")
+
+
+def broken(server: str, error: ProtocolError) -> ProtocolBroken:
+    """Say how *server* breaks the protocol."""
+    verdict = "can't be used" if isinstance(error, WrongVersion) else "breaks the protocol"
+    failure = ProtocolBroken(f"the server at {server} {verdict}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def map_memory(memory: Fd) -> mmap.mmap:
+    """Map the memory that a server sent.
+
+    Raises:
+        OutOfPlace: it can't be mapped.
+        LimitExceeded: there is no descriptor left to map it with.
+    """
+    try:
+        return mmap.mmap(memory.fileno(), os.fstat(memory.fileno()).st_size)
+    except (OSError, ValueError, OverflowError) as error:
+        if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE):
+            raise LimitExceeded("no descriptor left to map the memory; raise LimitNOFILE= (ulimit -n)") from error
+        raise OutOfPlace(f"what it sent as memory can't be mapped: {error}") from error
 
 
 @dataclass(slots=True)

@@ -135,6 +135,8 @@ class Decoder:
             kind = self._GREETING[self._messages]
         else:
             kind = Kind.LEFT if fd is None else Kind.VECTOR
+        if kind is Kind.VERSION and value == REFUSAL:
+            raise WrongVersion("it refuses us; ask who runs it to let us in")
         if kind is Kind.VERSION and value != PROTOCOL_VERSION:
             raise WrongVersion(f"server speaks protocol version {value}, we speak {PROTOCOL_VERSION}")
         if kind is Kind.MEMORY and value != SHARED_MEMORY:
