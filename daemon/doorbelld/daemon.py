@@ -6,8 +6,9 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 
 1. The limit on descriptors is raised as far as allowed; what it allows is said in words.
 2. What was kept over a restart is put together again: from here on guests are served [65 if a newer version wrote it].
-3. The configuration's regions and devices are held against those that there are, and the difference is made [73 if
-   nothing was kept and one can't be made: then nobody loses anything by our end].
+3. The configuration's regions, devices, clients and flat devices are held against those that there are, and the
+   difference is made, regions first, since a client may join one [73 if nothing was kept and one can't be made: then
+   nobody loses anything by our end].
 4. The bus is joined and the name owned [69 if it can't be].
 5. Ready: sd_notify, and a line in the log.
 
@@ -109,7 +110,7 @@ class Daemon:
             except NewerState as error:
                 log.error("state of a region can't be used", reason=str(error))
                 return os.EX_DATAERR
-            revived = bool(self._host.regions)
+            revived = bool(self._host.regions or self._host.clients or self._host.flats)
             async with self._reloading:  # a SIGHUP that comes early waits
                 made = await self._begin()
             if not made and not revived:
@@ -152,8 +153,9 @@ class Daemon:
     def _status(self) -> str:
         regions = self._host.regions.values()
         counts = {"region": len(regions), "peer": sum(len(region.peers) for region in regions)}
-        if self._host.devices:
-            counts["device"] = len(self._host.devices)
+        host = self._host
+        others = {"device": len(host.devices), "client": len(host.clients), "flat device": len(host.flats)}
+        counts |= {what: count for what, count in others.items() if count}
         return ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
 
     def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -178,7 +180,13 @@ class Daemon:
             self._host.keeper = Satchel()
         configured = self._config.regions if self._config is not None else {}
         for unusable in self._host.revive(self._kept, configured, self._sockets.regions):
-            log.error("state of a region can't be used", region=unusable.name, reason=unusable.reason)
+            name, reason = unusable.name, unusable.reason
+            if unusable.kind == "client":
+                log.error("state of a client can't be used", client=name, reason=reason)
+            elif unusable.kind == "flat":
+                log.error("state of a flat device can't be used", flat=name, reason=reason)
+            else:
+                log.error("state of a region can't be used", region=name, reason=reason)
         if unknown := list(self._kept):
             log.warning("descriptors that nobody knows came back from the store", count=len(unknown), of=unknown[0])
             self._kept.close()
@@ -192,15 +200,20 @@ class Daemon:
         """Make what the configuration wants and is not there; tell whether all of it could be made."""
         made = True
         if self._config is not None:
-            plan = make_plan(self._host, self._config.regions, self._config.devices)
+            plan = self._plan(self._config)
             for problem in plan.problems:
                 log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
             failed = await self._carry_out(plan)
             for kind, name, error in failed:
-                if kind == "region":
-                    log.error("can't serve region", region=name, reason=str(error))
-                else:
-                    log.error("can't serve device", device=name, reason=str(error))
+                match kind:
+                    case "region":
+                        log.error("can't serve region", region=name, reason=str(error))
+                    case "device":
+                        log.error("can't serve device", device=name, reason=str(error))
+                    case "client":
+                        log.error("can't have client", client=name, reason=str(error))
+                    case _:
+                        log.error("can't have flat device", flat=name, reason=str(error))
             made = not failed
         for sockets in (self._sockets.regions, self._sockets.devices):
             for name in sockets:
@@ -208,8 +221,11 @@ class Daemon:
             sockets.close()
         return made
 
+    def _plan(self, config: Config) -> Plan:
+        return make_plan(self._host, config.regions, config.devices, config.clients, config.flats)
+
     async def _carry_out(self, plan: Plan) -> list[tuple[str, str, DoorbellError]]:
-        """Do what *plan* says, all of it that can be done; gives what can't (region or device, its name), and why."""
+        """Do what *plan* says, all of it that can be done; gives what can't (its kind and name), and why."""
         host, failed = self._host, []
 
         @contextlib.contextmanager
@@ -219,6 +235,10 @@ class Daemon:
             except DoorbellError as error:
                 failed.append((kind, name, error))
 
+        for name in plan.clients.gone:
+            host.remove_client(name)
+        for name in plan.flats.gone:
+            host.remove_flat(name)
         for name in plan.regions.gone:
             host.remove_region(name)
         for name in plan.devices.gone:
@@ -230,6 +250,10 @@ class Daemon:
         for device in plan.devices.changed:
             with trying("device", device.name):
                 host.change_device(device, configured=True)
+        for client in plan.clients.changed:
+            host.change_client(client, configured=True)
+        for flat in plan.flats.changed:
+            host.change_flat(flat, configured=True)
         for region in plan.regions.new:
             with trying("region", region.name):
                 await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
@@ -237,12 +261,18 @@ class Daemon:
         for device in plan.devices.new:
             with trying("device", device.name):
                 await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
+        for client in plan.clients.new:
+            with trying("client", client.name):
+                host.create_client(client, configured=True)
+        for flat in plan.flats.new:
+            with trying("flat", flat.name):
+                host.create_flat(flat, configured=True)
         return failed
 
     def _report_room(self, spec: RegionSpec) -> None:
         limit = self._host.descriptor_limit
-        words = limits.in_words(spec.vectors, limit)
-        if limits.room(spec.vectors, limit) < spec.max_peers:
+        words = limits.in_words(spec.vectors, limit, relayed=spec.relay)
+        if limits.room(spec.vectors, limit, relayed=spec.relay) < spec.max_peers:
             cure = "raise LimitNOFILE= or lower max-peers"
             text = "max-peers is more than the descriptor limit allows"
             log.warning(text, region=spec.name, room=words, limit=limit, cure=cure)
@@ -260,8 +290,8 @@ class Daemon:
     async def reload(self) -> None:
         """Read the configuration again and apply the difference.
 
-        Regions and devices that are new are made, those that are gone are removed, those that are as they were are left
-        alone, as are those that were made over D-Bus. Devices look again at what is behind them.
+        What is new is made, what is gone is removed, what is as it was is left alone, as is what was made over D-Bus.
+        Devices look again at what is behind them.
 
         Raises:
             InvalidOptions: something is wrong with it, or it changes what can't change live; nothing is done then. Or
@@ -273,7 +303,7 @@ class Daemon:
                 config = self._read()
                 if self._config is None:  # the first one that is right
                     self._host.runtime_directory = config.daemon.runtime_directory
-                plan = make_plan(self._host, config.regions, config.devices)
+                plan = self._plan(config)
                 if config.daemon.runtime_directory != self._host.runtime_directory:
                     cause = "can't change live: the default sockets are below the old one"
                     plan.problems.append(Problem("daemon.runtime-directory", cause, "restart the daemon"))

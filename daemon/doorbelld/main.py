@@ -80,7 +80,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         count = len(error.problems)
         trouble = f"{error}\n{count} problem{'s' * (count != 1)} in the configuration"
     if check and config is not None:
-        counts = {"region": len(config.regions), "device": len(config.devices)}
+        counts = {"region": len(config.regions), "device": len(config.devices), "client": len(config.clients)}
+        counts["flat device"] = len(config.flats)
         files = ", ".join(config.files) or "no file, all defaults"
         parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items() if count or what == "region"]
         click.echo(f"{files}: fine; {', '.join(parts)}")

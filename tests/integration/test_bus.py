@@ -189,6 +189,18 @@ def test_every_method_of_the_manager(api: Any, daemon: Daemon, peer: RawClient) 
     assert json.loads(api.call("", "Manager", "Describe")[0])["devices"]["more.random"]["poll-us"] == 3
     api.call("", "Manager", "RemoveDevice", "s", "more.random")
     assert not daemon.socket("more.random").exists()
+    nowhere = str(daemon.directory / "nowhere")
+    for kind, element in (("Client", "client"), ("FlatDevice", "flat")):
+        made = f"{ROOT}/{element}/lab_2d1"
+        arguments = ("ssa{sv}", "lab-1", nowhere, {"reconnect": ("b", False)})
+        assert api.call("", "Manager", f"Create{kind}", *arguments)[0] == made
+        assert "is there already" in refused(api.call, "", "Manager", f"Create{kind}", *arguments)
+        assert listed(api.call("", "Manager", f"List{kind}s")) == [[["lab-1", nowhere, made]]]
+        assert "is no option here" in refused(
+            api.call, "", "Manager", f"Create{kind}", "ssa{sv}", "x", nowhere, {"socket": ("s", nowhere)}
+        )
+        api.call("", "Manager", f"Remove{kind}", "s", "lab-1")
+        assert "no " in refused(api.call, "", "Manager", f"Remove{kind}", "s", "lab-1")
     daemon.write_config("[region.demo]\n[region.more]\n")
     api.call("", "Manager", "Reload")
     assert daemon.socket("more").exists()
@@ -209,6 +221,8 @@ def test_every_method_of_a_region(api: Any, daemon: Daemon, peer: RawClient) -> 
     assert bytes(api.call(DEMO, "Region", "ReadMemory", "tu", 99, 7)[0]) == b"\0hello\0"
     for call in (("OpenMemory",), ("OpenDoorbell", "qq", 0, 0), ("Attach", "a{sv}", {})):
         close(api.call(DEMO, "Region", *call))
+    for call in (("ListPairs",), ("LimitPair", "qqu", 0, HOST, 5), ("PermitPair", "qqb", 0, HOST, False)):
+        assert "make it with relay = true" in refused(api.call, DEMO, "Region", *call)
     api.call(DEMO, "Region", "Disconnect", "q", 0)
     peer.until_eof()
     assert api.called == methods_of("Region")
@@ -244,6 +258,8 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "HostPeerId": HOST,
         "HostRings": [0] * VECTORS,
         "StallTimeoutUSec": 30_000_000,
+        "Relay": False,
+        "RelayRate": 0,
         "PeerCount": 1,
     }
     assert api.get_all(DEMO, "Region") == region
@@ -259,6 +275,8 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "VmName": "",
         "Vectors": VECTORS,
         "Backlog": 0,
+        "RingsSent": 0,
+        "RingsReceived": 0,
     }
     assert {name: api.get(f"{DEMO}/peer/0", "Peer", name) for name in found} == found
     host = api.get_all(f"{DEMO}/peer/{HOST}", "Peer")

@@ -85,6 +85,9 @@ def test_check_of_a_good_configuration_is_0_and_does_nothing(config: Write, shor
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{short_path}/doorbelld.toml: fine; 2 regions\n"
     assert not (short_path / "run").exists()
+    file = config('[client.a]\nsocket = "/s"\n[client.b]\nsocket = "/s"\n[flat.a]\nsocket = "/s"\n')
+    done = run("--check", "--config", file)
+    assert done.stdout == f"{short_path}/doorbelld.toml: fine; 0 regions, 2 clients, 1 flat device\n"
 
 
 @pytest.mark.parametrize("check", [["--check"], []])

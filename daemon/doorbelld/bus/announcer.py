@@ -6,8 +6,9 @@ A `Rung` is sent at once: somebody waits for it. Comings and goings are sent in 
 loop turn, so that a storm of joins does not hold up the greetings that caused it. Properties that changed are told
 together at the end of a turn, with the values that they have then, however often they changed.
 
-While the bus takes nothing, doorbells of host peers and what front-ends negotiate would be what could grow without
-bound: sums of the ones and the names of changed properties are kept here, and sent when it takes something again.
+While the bus takes nothing, rings of host peers, clients and flat devices, and what front-ends negotiate, would be what
+could grow without bound: sums of the ones and the names of changed properties are kept here, and sent when it takes
+something again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 
 from ..host.events import (
+    ClientAdded,
+    ClientChanged,
+    ClientEvent,
+    ClientPeerAdded,
+    ClientPeerRemoved,
+    ClientRemoved,
+    ClientRung,
+    ClientStateChanged,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -35,11 +44,12 @@ from ..host.events import (
     Rung,
     StateChanged,
 )
+from ..ivshmem.hostclient import HostClient, HostFlat
 from . import interfaces, paths
 from .library import text
-from .names import DEVICE, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
-from .objects import Tree, device_paths
+from .names import CLIENT, DEVICE, FLAT, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
 from .router import Router
+from .tree import Tree, device_paths
 
 TURN_SECONDS = 0.002
 
@@ -55,6 +65,17 @@ _NEGOTIATED = (
 )
 
 
+_JOINED = ("State", "Reason", "Id", "IvPosition", "Size", "MemorySize", "PeerCount", "Since")
+"""What another state of a client or a flat device changes."""
+
+
+def _place(client: HostClient) -> tuple[str, str]:
+    """Give path and interface of a client or a flat device."""
+    if isinstance(client, HostFlat):
+        return paths.flat(client.name), FLAT
+    return paths.client(client.name), CLIENT
+
+
 class Announcer:
     """Listens to the host (`hear`) and sends through *router*."""
 
@@ -65,24 +86,28 @@ class Announcer:
         self._waiting: deque[Callable[[], None]] = deque()
         self._changed: dict[str, set[str]] = {}
         """Names of properties that changed, by object."""
-        self._rings: Counter[tuple[str, int]] = Counter()
+        self._rings: Counter[tuple[str, str, str, int]] = Counter()
         self._pressed = False
         self._turn: asyncio.Handle | None = None
 
     def hear(self, event: HostEvent) -> None:
         """Take an event of the model."""
         match event:
-            case Rung(vector=vector, count=count):
-                path = paths.region(event.region.name)
-                if self._pressed:
-                    self._rings[path, vector] += count
-                else:
-                    self._ring(path, vector, count)
+            case Rung(region=region, vector=vector, count=count):
+                self._ring((paths.region(region.name), REGION, "Rung", vector), count)
+                return
+            case ClientRung(client=client, vector=vector, count=count):
+                path, interface = _place(client)
+                self._ring((path, interface, "Interrupt" if interface == FLAT else "Rung", vector), count)
                 return
             case PeerRemoved(peer=peer):
                 self._tree.drop(paths.peer(event.region.name, peer.id))
             case RegionRemoved():
                 self._tree.drop_tree(paths.region(event.region.name))
+            case ClientPeerRemoved(client=client, peer_id=peer_id):
+                self._tree.drop(paths.client_peer(client.name, peer_id))
+            case ClientAdded() | ClientRemoved():
+                self._tree.drop_tree(_place(event.client)[0])
             case DeviceAdded() | DeviceRemoved():  # another one may have had the name, and gone without a word
                 self._tree.drop_tree(paths.device(event.device.name))
         if isinstance(event, DeviceEvent):
@@ -96,12 +121,16 @@ class Announcer:
         self._pressed = pressed
         if not pressed:
             rings, self._rings = self._rings, Counter()
-            for (path, vector), count in rings.items():
-                self._ring(path, vector, count)
+            for where, count in rings.items():
+                self._ring(where, count)
             self._go_on()
 
-    def _ring(self, path: str, vector: int, count: int) -> None:
-        self._router.signal(path, REGION, "Rung", "qt", [vector, min(count, (1 << 64) - 1)])
+    def _ring(self, where: tuple[str, str, str, int], count: int) -> None:
+        if self._pressed:
+            self._rings[where] += count
+        else:
+            path, interface, member, vector = where
+            self._router.signal(path, interface, member, "qt", [vector, min(count, (1 << 64) - 1)])
 
     def _go_on(self) -> None:
         if self._turn is None and (self._waiting or self._changed):
@@ -148,6 +177,35 @@ class Announcer:
                 self._router.signal(paths.region(region.name), REGION, "PeerRemoved", "qs", [peer.id, reason])
                 self._removed(paths.peer(region.name, peer.id), PEER)
                 self._change(paths.region(region.name), ("PeerCount",))
+            case ClientEvent():
+                self._announce_client(event)
+
+    # Clients and flat devices
+
+    def _announce_client(self, event: ClientEvent) -> None:
+        path, interface = _place(event.client)
+        match event:
+            case ClientAdded():
+                self._added(path)
+            case ClientRemoved():
+                self._removed(path, interface)
+            case ClientStateChanged():
+                self._change(path, _JOINED)
+            case ClientChanged():
+                self._change(path, interfaces.load(interface).properties)
+            case ClientPeerAdded() | ClientPeerRemoved():
+                if interface == CLIENT:
+                    self._announce_remote(event, path)
+                self._change(path, ("PeerCount",))
+
+    def _announce_remote(self, event: ClientPeerAdded | ClientPeerRemoved, path: str) -> None:
+        peer = paths.client_peer(event.client.name, event.peer_id)
+        if isinstance(event, ClientPeerAdded):
+            self._added(peer)
+            self._router.signal(path, CLIENT, "PeerAdded", "qo", [event.peer_id, peer])
+        else:
+            self._router.signal(path, CLIENT, "PeerRemoved", "q", [event.peer_id])
+            self._removed(peer, PEER)
 
     # Devices
 

@@ -76,11 +76,15 @@ class Request:
     """The name of the device that it is about, if it is about one."""
     interactive: bool = False
     """Whether a person may be bothered for it."""
+    client: str = ""
+    """The name of the client that it is about, if it is about one."""
+    flat: str = ""
+    """The name of the flat device that it is about, if it is about one."""
 
     @property
     def question(self) -> Question:
         """What polkit is asked about it."""
-        return Question(self.sender, self.action.id, self.region, self.device)
+        return Question(self.sender, self.action.id, self.region, self.device, self.client, self.flat)
 
 
 @dataclass(slots=True)

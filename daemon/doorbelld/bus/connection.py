@@ -22,9 +22,9 @@ from .announcer import Announcer
 from .authority import Authority
 from .library import Message, MessageType, connect, discard, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH
-from .objects import Tree
 from .reader import Reader
 from .router import Router
+from .tree import Tree
 from .writer import Writer
 
 log = structlog.get_logger()

@@ -12,6 +12,8 @@ PEER = f"{BUS_NAME}.Peer"
 VECTOR = f"{BUS_NAME}.Vector"
 DEVICE = f"{BUS_NAME}.Device"
 QUEUE = f"{BUS_NAME}.Queue"
+CLIENT = f"{BUS_NAME}.Client"
+FLAT = f"{BUS_NAME}.FlatDevice"
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"

@@ -1,11 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The objects: thin views of the model, and the tree that finds them by path.
+"""The objects of the daemon itself, of regions, their peers and vectors: thin views of the model.
 
-Nothing is registered. A path is taken apart, the model is asked, and a view is made; views of regions and peers are
-kept as long as these live, so the second call to one is a dictionary lookup. Vectors, and the host peer, answer but
-are not listed: a thousand peers of eight vectors are a thousand objects, not nine thousand. The views of devices are
-in device_objects.py.
+Those of devices are in device_objects.py, those of clients and flat devices in client_objects.py; tree.py finds all of
+them by path.
 """
 
 from __future__ import annotations
@@ -13,38 +11,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
 from .. import __version__, devices
-from ..errors import InvalidOptions, LimitExceeded, NoSuchDeviceType, Problem
+from ..errors import InvalidOptions, NoSuchDeviceType, Problem
 from ..fds import eventfd
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from ..host.host import Host
+from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.peer import Peer
 from ..ivshmem.region import Region
 from ..ivshmem.spec import RegionSpec
+from ..ivshmem.table import RATE_MAX
 from ..options import parse
-from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
 from . import library, paths
 from .authority import Action
-from .device_objects import DeviceView, QueueView
-from .names import MANAGER, PEER, REGION, ROOT, VECTOR
+from .names import MANAGER, PEER, REGION, VECTOR
+from .sharing import DoorbellMethods, MemoryMethods, Ringer, if_room
 from .views import View, method, prop
 
-READ_MAX = 1 << 20
-
-T = TypeVar("T")
-
-
-def _if_room(make: Callable[[], T]) -> T:
-    """Give what *make* makes, which takes a descriptor."""
-    try:
-        return make()
-    except OSError as error:
-        raise LimitExceeded(f"no descriptor left for it: {error.strerror}; raise LimitNOFILE=") from error
+Joining = TypeVar("Joining", bound=ClientSpec)
 
 
 class ManagerView(View, interface=MANAGER):
@@ -78,6 +67,16 @@ class ManagerView(View, interface=MANAGER):
         """Index and path of each."""
         return [[index, paths.queue(device, index)] for index in range(self._host.device(device).queue_count)]
 
+    @method("ListClients", Action.INSPECT)
+    def list_clients(self) -> list[list[str]]:
+        """Name, socket and path of each."""
+        return [[name, one.spec.socket, paths.client(name)] for name, one in sorted(self._host.clients.items())]
+
+    @method("ListFlatDevices", Action.INSPECT)
+    def list_flat_devices(self) -> list[list[str]]:
+        """Name, socket and path of each."""
+        return [[name, one.spec.socket, paths.flat(name)] for name, one in sorted(self._host.flats.items())]
+
     @method("Notify", Action.NOTIFY)
     def notify(self, region: str, peer: int, vector: int) -> None:
         """Ring one doorbell."""
@@ -101,6 +100,18 @@ class ManagerView(View, interface=MANAGER):
         await self._host.create_device(_device_spec(name, kind, library.unwrap(options)))
         return paths.device(name)
 
+    @method("CreateClient", Action.MANAGE)
+    def create_client(self, name: str, socket: str, options: dict[str, Any]) -> str:
+        """Make a client."""
+        self._host.create_client(_joining(ClientSpec, name, socket, options))
+        return paths.client(name)
+
+    @method("CreateFlatDevice", Action.MANAGE)
+    def create_flat_device(self, name: str, socket: str, options: dict[str, Any]) -> str:
+        """Make a flat device."""
+        self._host.create_flat(_joining(FlatSpec, name, socket, options))
+        return paths.flat(name)
+
     @method("RemoveRegion", Action.MANAGE)
     def remove_region(self, name: str) -> None:
         """Remove a region."""
@@ -110,6 +121,16 @@ class ManagerView(View, interface=MANAGER):
     async def remove_device(self, name: str) -> None:
         """Remove a device."""
         await self._host.remove_device(name)
+
+    @method("RemoveClient", Action.MANAGE)
+    def remove_client(self, name: str) -> None:
+        """Remove a client."""
+        self._host.remove_client(name)
+
+    @method("RemoveFlatDevice", Action.MANAGE)
+    def remove_flat_device(self, name: str) -> None:
+        """Remove a flat device."""
+        self._host.remove_flat(name)
 
     @method("Describe", Action.INSPECT)
     def describe(self) -> str:
@@ -142,6 +163,14 @@ class ManagerView(View, interface=MANAGER):
         return self._host.descriptors_in_use()
 
 
+def _joining(table: type[Joining], name: str, socket: str, options: dict[str, Any]) -> Joining:
+    """Read the options of a client or a flat device to be made; its socket is no option here."""
+    given, prefix = library.unwrap(options), f"{table.KIND}.{name}"
+    if "socket" in given:
+        raise InvalidOptions([Problem(f"{prefix}.socket", "is no option here", "it is the second argument")])
+    return parse(table, {**given, "socket": socket}, prefix, name=name)
+
+
 def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
     """Read the options of a device to be made; its type is no option here."""
     try:
@@ -161,31 +190,35 @@ def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
     return spec
 
 
-class RegionView(View, interface=REGION):
+@dataclass(frozen=True, slots=True)
+class RegionMemory:
+    """The memory of *region*."""
+
+    region: Region
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.region.spec.size
+
+    def dup(self) -> Fd:
+        """Give another descriptor of it."""
+        return self.region.memory.dup()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read within the bounds."""
+        return os.pread(self.region.memory.fileno(), length, offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write within the bounds."""
+        self.region.write_memory(offset, data)
+
+
+class RegionView(DoorbellMethods, MemoryMethods, View, interface=REGION):
     """A region."""
 
     def __init__(self, region: Region) -> None:
-        self._region = region
-
-    @method("Notify", Action.NOTIFY)
-    def notify(self, peer: int, vector: int) -> None:
-        """Ring one doorbell."""
-        self._region.notify(peer, vector)
-
-    @method("NotifyPeer", Action.NOTIFY)
-    def notify_peer(self, peer: int) -> None:
-        """Ring all doorbells of a peer."""
-        self._region.notify_peer(peer)
-
-    @method("Broadcast", Action.NOTIFY)
-    def broadcast(self) -> None:
-        """Ring everybody."""
-        self._region.broadcast()
-
-    @method("NotifyMany", Action.NOTIFY)
-    def notify_many(self, targets: list[tuple[int, int]]) -> None:
-        """Ring many."""
-        self._region.notify_many(targets)
+        self._region = self._ringer = region
 
     @method("Attach", Action.MANAGE, wants_caller=True)
     def attach(self, caller: Credentials, options: dict[str, Any]) -> Fd:
@@ -194,39 +227,32 @@ class RegionView(View, interface=REGION):
             raise InvalidOptions([Problem(key, "unknown option", "none is known yet") for key in sorted(options)])
         return self._region.attach(caller)
 
-    @method("OpenMemory", Action.OPEN_MEMORY)
-    def open_memory(self) -> Fd:
-        """Hand out the memory."""
-        return _if_room(self._region.memory.dup)
-
-    @method("OpenDoorbell", Action.NOTIFY)
-    def open_doorbell(self, peer: int, vector: int) -> Fd:
-        """Hand out an eventfd."""
-        doorbell = self._region.doorbell(peer, vector)
-        return _if_room(lambda: Fd(os.dup(doorbell)))
-
-    @method("ReadMemory", Action.OPEN_MEMORY)
-    def read_memory(self, offset: int, length: int) -> bytes:
-        """Read some of the memory."""
-        self._check_range(offset, length)
-        return os.pread(self._region.memory.fileno(), length, offset)
-
-    @method("WriteMemory", Action.OPEN_MEMORY)
-    def write_memory(self, offset: int, data: bytes) -> None:
-        """Write some of the memory."""
-        self._check_range(offset, len(data))
-        self._region.write_memory(offset, bytes(data))
-
-    def _check_range(self, offset: int, length: int) -> None:
-        size = self._region.spec.size
-        if length > READ_MAX or offset > size or length > size - offset:
-            cause = f"{length} bytes at {offset} are not within the {size} bytes of the memory, or more than {READ_MAX}"
-            raise InvalidOptions([Problem("offset, length", cause, "ask for less")])
+    def _shared(self) -> RegionMemory:
+        return RegionMemory(self._region)
 
     @method("Disconnect", Action.MANAGE)
     def disconnect(self, peer: int) -> None:
         """Drop a peer."""
         self._region.disconnect(peer, "disconnected over D-Bus")
+
+    @method("ListPairs", Action.INSPECT)
+    def list_pairs(self) -> list[list[Any]]:
+        """Sender, target, rings, deliveries, refused, rate, permitted of each."""
+        return [list(astuple(pair)) for pair in self._region.relayed().pairs()]
+
+    @method("LimitPair", Action.MANAGE)
+    def limit_pair(self, sender: int, target: int, rate: int) -> None:
+        """Limit how often a pair rings."""
+        if rate > RATE_MAX:
+            raise InvalidOptions([Problem("rate", f"{rate} is more than {RATE_MAX} a second", "use less, or 0")])
+        relay = self._region.relayed()
+        relay.change(sender, target, replace(relay.terms(sender, target), rate=rate))
+
+    @method("PermitPair", Action.MANAGE)
+    def permit_pair(self, sender: int, target: int, permitted: bool) -> None:
+        """Permit or forbid a pair to ring."""
+        relay = self._region.relayed()
+        relay.change(sender, target, replace(relay.terms(sender, target), permitted=permitted))
 
     @prop("Name")
     def name(self) -> str:
@@ -284,6 +310,16 @@ class RegionView(View, interface=REGION):
         """Microseconds."""
         return int(self._region.spec.stall_timeout * 1e6)
 
+    @prop("Relay")
+    def relay(self) -> bool:
+        """Whether rings pass us."""
+        return self._region.spec.relay
+
+    @prop("RelayRate")
+    def relay_rate(self) -> int:
+        """Deliveries a second of a pair."""
+        return self._region.spec.relay_rate
+
     @prop("PeerCount")
     def peer_count(self) -> int:
         """Connected peers."""
@@ -291,7 +327,7 @@ class RegionView(View, interface=REGION):
 
 
 @dataclass(frozen=True, slots=True)
-class _HostAsPeer:
+class HostAsPeer:
     """The host peer, in the shape of a connected one."""
 
     id: int
@@ -304,7 +340,7 @@ class _HostAsPeer:
 class PeerView(View, interface=PEER):
     """A peer."""
 
-    def __init__(self, region: Region, peer: Peer | _HostAsPeer) -> None:
+    def __init__(self, region: Region, peer: Peer | HostAsPeer) -> None:
         self._region = region
         self._peer = peer
 
@@ -368,19 +404,33 @@ class PeerView(View, interface=PEER):
         """Messages not taken yet."""
         return self._peer.backlog
 
+    @prop("RingsSent")
+    def rings_sent(self) -> int:
+        """Rings that it made."""
+        return self._totals()[0]
+
+    @prop("RingsReceived")
+    def rings_received(self) -> int:
+        """Rings that it was delivered."""
+        return self._totals()[1]
+
+    def _totals(self) -> tuple[int, int]:
+        relay = self._region.relay
+        return relay.totals(self._peer.id) if relay is not None else (0, 0)
+
 
 class VectorView(View, interface=VECTOR):
-    """A doorbell."""
+    """A doorbell of a peer in what *ringer* is, or is in."""
 
-    def __init__(self, region: Region, peer_id: int, index: int) -> None:
-        self._region = region
+    def __init__(self, ringer: Ringer, peer_id: int, index: int) -> None:
+        self._ringer = ringer
         self._peer_id = peer_id
         self._index = index
 
     @method("Notify", Action.NOTIFY)
     def notify(self) -> None:
         """Ring it."""
-        self._region.notify(self._peer_id, self._index)
+        self._ringer.notify(self._peer_id, self._index)
 
     @prop("Index")
     def index(self) -> int:
@@ -390,120 +440,5 @@ class VectorView(View, interface=VECTOR):
     @prop("PendingCount")
     def pending_count(self) -> int:
         """Rings not yet taken."""
-        doorbell = self._region.doorbell(self._peer_id, self._index)
-        return _if_room(lambda: eventfd.pending(doorbell))
-
-
-class Tree:
-    """Finds views by path."""
-
-    def __init__(self, host: Host, reload: Callable[[], Awaitable[None]]) -> None:
-        self._host = host
-        self._views: dict[str, View] = {ROOT: ManagerView(host, reload)}
-        self._depth = len(ROOT.split("/"))
-
-    def find(self, path: str) -> View | None:
-        """Give the view at *path*, or None: no such object."""
-        if (view := self._views.get(path)) is not None:
-            return view
-        match self._parts(path):
-            case ["region", name]:
-                if region := self._region(name):
-                    return self._keep(path, RegionView(region))
-            case ["region", name, "peer", number]:
-                if (region := self._region(name)) and (peer := self._peer(region, number)):
-                    return self._keep(path, PeerView(region, peer))
-            case ["region", name, "peer", number, "vector", index]:
-                region = self._region(name)
-                if region and (peer := self._peer(region, number)) and _number(index, peer.vectors) is not None:
-                    return VectorView(region, peer.id, int(index))
-            case ["device", name]:
-                if device := self._device(name):
-                    return self._keep(path, DeviceView(device))
-            case ["device", name, "queue", index]:
-                if (device := self._device(name)) and _number(index, device.queue_count) is not None:
-                    return self._keep(path, QueueView(device, int(index)))
-        return None
-
-    def children(self, path: str) -> list[str]:
-        """Name the nodes below *path*, whether or not an object is there."""
-        if ROOT.startswith(path if path == "/" else path + "/"):
-            return [ROOT[len(path) :].lstrip("/").split("/")[0]]
-        match self._parts(path):
-            case []:
-                kinds = {"device": self._host.devices, "region": self._host.regions}
-                return [kind for kind, there in kinds.items() if there]
-            case ["region"]:
-                return sorted(paths.escape(name) for name in self._host.regions)
-            case ["region", name] if (region := self._region(name)) and region.peers:
-                return ["peer"]
-            case ["region", name, "peer"] if region := self._region(name):
-                return [str(peer_id) for peer_id in sorted(region.peers)]
-            case ["region", name, "peer", number] if (r := self._region(name)) and self._peer(r, number):
-                return ["vector"]
-            case ["region", name, "peer", number, "vector"] if (r := self._region(name)) and (
-                peer := self._peer(r, number)
-            ):
-                return [str(index) for index in range(peer.vectors)]
-            case ["device"]:
-                return sorted(paths.escape(name) for name in self._host.devices)
-            case ["device", name] if self._device(name):
-                return ["queue"]
-            case ["device", name, "queue"] if device := self._device(name):
-                return [str(index) for index in range(device.queue_count)]
-        return []
-
-    def listed(self) -> list[tuple[str, View]]:
-        """Give all objects below the root that ObjectManager lists."""
-        listed: list[str] = []
-        for name, region in self._host.regions.items():
-            base = paths.region(name)
-            listed += [base, *(f"{base}/peer/{peer_id}" for peer_id in region.peers)]
-        for device in self._host.devices.values():
-            listed += device_paths(device)
-        return [(path, view) for path in listed if (view := self.find(path)) is not None]
-
-    def drop(self, path: str) -> None:
-        """Forget the view of a peer that is gone."""
-        self._views.pop(path, None)
-
-    def drop_tree(self, path: str) -> None:
-        """Forget the view of a region or a device that is gone, and all below it."""
-        for known in [known for known in self._views if known == path or known.startswith(path + "/")]:
-            del self._views[known]
-
-    def _keep(self, path: str, view: View) -> View:
-        self._views[path] = view
-        return view
-
-    def _parts(self, path: str) -> list[str]:
-        return path.split("/")[self._depth :] if path.startswith(ROOT + "/") else [] if path == ROOT else [""]
-
-    def _region(self, element: str) -> Region | None:
-        region = self._host.regions.get(paths.unescape(element))
-        return region if region is not None and paths.escape(region.name) == element else None
-
-    def _device(self, element: str) -> Backend | None:
-        device = self._host.devices.get(paths.unescape(element))
-        return device if device is not None and paths.escape(device.name) == element else None
-
-    @staticmethod
-    def _peer(region: Region, number: str) -> Peer | _HostAsPeer | None:
-        if (peer_id := _number(number, 1 << 16)) is None:
-            return None
-        if region.host is not None and region.host.member.id == peer_id:
-            return _HostAsPeer(peer_id, len(region.host.member.eventfds))
-        return region.peers.get(peer_id)
-
-
-def device_paths(device: Backend) -> list[str]:
-    """Give the path of a device and those of its queues."""
-    return [paths.device(device.name), *(paths.queue(device.name, index) for index in range(device.queue_count))]
-
-
-def _number(element: str, bound: int) -> int | None:
-    """Read a canonical number below *bound*: two paths must not name one object."""
-    if element.isascii() and element.isdecimal() and len(element) <= 5 and str(int(element)) == element:
-        value = int(element)
-        return value if value < bound else None
-    return None
+        doorbell = self._ringer.doorbell(self._peer_id, self._index)
+        return if_room(lambda: eventfd.pending(doorbell))

@@ -54,3 +54,18 @@ def device(name: str) -> str:
 def queue(device_name: str, index: int) -> str:
     """Give the path of a queue."""
     return f"{device(device_name)}/queue/{index}"
+
+
+def client(name: str) -> str:
+    """Give the path of a client."""
+    return f"{ROOT}/client/{escape(name)}"
+
+
+def client_peer(client_name: str, peer_id: int) -> str:
+    """Give the path of a peer in the region that a client joined."""
+    return f"{client(client_name)}/peer/{peer_id}"
+
+
+def flat(name: str) -> str:
+    """Give the path of a flat device."""
+    return f"{ROOT}/flat/{escape(name)}"

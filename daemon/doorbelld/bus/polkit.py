@@ -4,8 +4,8 @@
 
 Theory of operation
 -------------------
-A `Question` is a caller, an action and the region or device that the call is about, which an administrator's rules may
-look at.
+A `Question` is a caller, an action and the region, device, client or flat device that the call is about, which an
+administrator's rules may look at.
 `check` asks it without bothering anybody; only where polkit says that a person could authenticate, and the call allows
 that, `challenge` has it ask that person.
 
@@ -62,15 +62,23 @@ log = structlog.get_logger()
 
 
 class Question(NamedTuple):
-    """Whether *sender*, a unique name, may do *action*, an action's full ID, to *region*, or to *device*.
+    """Whether *sender*, a unique name, may do *action*, an action's full ID, to what one of the others names.
 
-    Both are empty if it is about all of them, or none.
+    All others are empty if it is about all there is, or nothing of it.
     """
 
     sender: str
     action: str
     region: str = ""
     device: str = ""
+    client: str = ""
+    flat: str = ""
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What a rule sees with ``action.lookup(...)``."""
+        named = self._asdict()
+        return {key: named[key] for key in ("region", "device", "client", "flat") if named[key]}
 
 
 class Answer(Enum):
@@ -167,7 +175,7 @@ class Polkit:
         body = [
             ["system-bus-name", {"name": Variant("s", question.sender)}],
             question.action,
-            {key: name for key, name in (("region", question.region), ("device", question.device)) if name},
+            question.details,
             _ALLOW_USER_INTERACTION if cancellation else 0,
             cancellation,
         ]

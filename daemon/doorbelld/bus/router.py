@@ -3,7 +3,7 @@
 """One handler for every message that comes in: it finds the object, looks the method up, calls, and replies once.
 
 The libraries can export objects by themselves, but scan all of them on each change and invent things in introspection
-(docs/decisions/0003). Here an object is found by its path (`objects.Tree`), a method in the view's table, and the
+(docs/decisions/0003). Here an object is found by its path (`tree.Tree`), a method in the view's table, and the
 standard interfaces are answered for all objects alike. Nothing that a caller sends gets an exception out of here:
 what is wrong with a call is its error reply, what is wrong with us is one too, and a line in the log.
 """
@@ -25,7 +25,7 @@ from . import interfaces, paths
 from .authority import Action, Authority, InteractiveAuthorizationRequired, Request, size_of
 from .library import Message, MessageFlag, MessageType, text
 from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT
-from .objects import Tree
+from .tree import Tree
 from .views import Call, View
 from .writer import Writer, empty_return
 
@@ -36,12 +36,13 @@ _NO_REPLY_EXPECTED = MessageFlag.NO_REPLY_EXPECTED
 _INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
 _STANDARD = (DBUS_PEER, INTROSPECTABLE, PROPERTIES)
-_REGIONS = f"{ROOT}/region/"
-_DEVICES = f"{ROOT}/device/"
-_NAME_REGIONS = frozenset(("ListPeers", "Notify", "NotifyMany", "CreateRegion", "RemoveRegion"))
-"""The manager's methods whose first argument is a region's name."""
-_NAME_DEVICES = frozenset(("ListQueues", "CreateDevice", "RemoveDevice"))
-"""Those whose first argument is a device's name."""
+_SUBJECTS = {
+    "region": frozenset(("ListPeers", "Notify", "NotifyMany", "CreateRegion", "RemoveRegion")),
+    "device": frozenset(("ListQueues", "CreateDevice", "RemoveDevice")),
+    "client": frozenset(("CreateClient", "RemoveClient")),
+    "flat": frozenset(("CreateFlatDevice", "RemoveFlatDevice")),
+}
+"""What a call may be about, and the manager's methods whose first argument is the name of such a one."""
 _NAME_MAX = 64
 
 
@@ -114,8 +115,7 @@ class Router:
 
     def _if_allowed(self, msg: Any, action: Action, begin: Callable[[Credentials], Any]) -> Any:
         """Give what *begin* gives if the caller may do *action*; None if that is to be asked, and reply then."""
-        region, device = _subject(msg)
-        request = Request(msg.sender, action, region, device, bool(msg.flags & _INTERACTIVE))
+        request = Request(msg.sender, action, interactive=bool(msg.flags & _INTERACTIVE), **_subject(msg))
         who = self._authority.decided(request)
         if who is not None:
             return begin(who)
@@ -284,20 +284,20 @@ class Router:
         writer.write(message._marshall(True), fds)
 
 
-def _subject(msg: Any) -> tuple[str, str]:
-    """Tell the names of the region and the device that a call is about, one of which is empty, or both."""
-    return _named(msg, _REGIONS, _NAME_REGIONS), _named(msg, _DEVICES, _NAME_DEVICES)
+def _subject(msg: Any) -> dict[str, str]:
+    """Tell what a call is about, if it is about one thing: which of `_SUBJECTS`, and its name.
 
-
-def _named(msg: Any, below: str, methods: frozenset[str]) -> str:
-    """Tell the name of what a call is about: by its path, or as an argument of one of the manager's *methods*."""
-    if msg.path.startswith(below):
-        name = paths.unescape(msg.path[len(below) :].partition("/")[0])
-    elif msg.path == ROOT and msg.interface in (MANAGER, None) and msg.member in methods:
-        name = str(msg.body[0])
-    else:
-        name = ""
-    return name if len(name) <= _NAME_MAX else ""
+    It is in the path, or the first argument of one of the manager's methods.
+    """
+    found = {}
+    if msg.path == ROOT:
+        if msg.interface in (MANAGER, None):
+            found = {kind: str(msg.body[0]) for kind, methods in _SUBJECTS.items() if msg.member in methods}
+    elif msg.path.startswith(f"{ROOT}/"):
+        kind, _, below = msg.path[len(ROOT) + 1 :].partition("/")
+        if kind in _SUBJECTS and below:
+            found = {kind: paths.unescape(below.partition("/")[0])}
+    return {kind: name for kind, name in found.items() if len(name) <= _NAME_MAX}
 
 
 def _machine_id() -> str:

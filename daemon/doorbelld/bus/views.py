@@ -66,7 +66,7 @@ class View:
         """Build the tables of a subclass."""
         cls.interface = load(interface)
         cls.calls, cls.getters = {}, {}
-        for function in vars(cls).values():
+        for function in (own for base in reversed(cls.__mro__) for own in vars(base).values()):
             marks = getattr(function, "__dict__", {})
             if "dbus_method" in marks:
                 name, action, wants_caller = marks["dbus_method"]

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec, in_units
 from ..vhost.spec import DeviceSpec
 from .layers import Layers, Written
@@ -26,6 +27,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _COLUMN_MAX = 44
 _INTEGER_BITS_MAX = 8192
 """Python writes no longer integers in decimal; TOML has them in hexadecimal."""
+_JOINED = {"client": ClientSpec, "flat": FlatSpec}
 _NOT_SET = {"owner": "whoever the daemon runs as", "group": "whoever the daemon runs as"}
 
 
@@ -39,6 +41,8 @@ def tables(config: Config) -> dict[str, Any]:
             known[key] = {name: _filled(region, _region_defaults(name, runtime)) for name, region in table.items()}
         elif key == "device" and isinstance(table, dict):
             known[key] = {name: _filled(device, _device_defaults(name, config)) for name, device in table.items()}
+        elif key in _JOINED and isinstance(table, dict):
+            known[key] = {name: _filled(one, _joined_defaults(_JOINED[key])) for name, one in table.items()}
         elif key != "daemon":
             known[key] = table
     return known
@@ -63,6 +67,12 @@ def _region_defaults(name: str, runtime_directory: str) -> dict[str, Any]:
         "peer": [],
     }
     return {key: plain[key] if plain[key] != "" else None for key in keys_of(RegionSpec)}
+
+
+def _joined_defaults(table: type[ClientSpec]) -> dict[str, Any]:
+    """Give the defaults of a client or a flat device; the socket, which has none, is of the table itself."""
+    plain = table("none", "/").as_options()
+    return {key: plain[key] for key in keys_of(table) if key != "socket"}
 
 
 def _device_defaults(name: str, config: Config) -> dict[str, Any]:

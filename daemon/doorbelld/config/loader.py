@@ -4,7 +4,8 @@
 
 `sources` finds and reads the files, `layers` makes one configuration of them and knows who wrote what, and here it is
 checked. What a ``[region.NAME]`` may say is `RegionSpec`'s business, what
-a ``[device.NAME]`` may say is `DeviceSpec`'s and its type's.
+a ``[device.NAME]`` may say is `DeviceSpec`'s and its type's; ``[client.NAME]`` and ``[flat.NAME]`` are read as regions
+are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 from .. import devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem
+from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec
 from ..log import LEVELS
 from ..options import choice, option, parse, path
@@ -27,6 +29,8 @@ from .places import Path, dotted
 from .sources import Entry
 
 RUNTIME_DIRECTORY = "/run/doorbelld"
+_PLAIN: Mapping[str, type] = {"region": RegionSpec, "client": ClientSpec, "flat": FlatSpec}
+"""The tables of tables whose keys are always the same."""
 _CURE_NAMED = "name one that is there with --config FILE"
 _CURE_FOUND = "let doorbelld read it, or remove it"
 
@@ -48,6 +52,8 @@ class Config:
     daemon: DaemonSpec = field(default_factory=DaemonSpec)
     regions: dict[str, RegionSpec] = field(default_factory=dict)
     devices: dict[str, DeviceSpec] = field(default_factory=dict)
+    clients: dict[str, ClientSpec] = field(default_factory=dict)
+    flats: dict[str, FlatSpec] = field(default_factory=dict)
     layers: Layers = field(default_factory=Layers, compare=False, repr=False)
 
     @property
@@ -64,12 +70,12 @@ class Config:
         match path:
             case ("daemon", key):
                 return key not in keys_of(DaemonSpec)
-            case ("region", _, key):
-                return key not in keys_of(RegionSpec)
+            case (str(kind), _, key) if kind in _PLAIN:
+                return key not in keys_of(_PLAIN[kind])
             case ("device", str(name), key):
                 return key not in keys_of(DeviceSpec) + self._own_keys(name)
             case _:
-                return len(path) == 1 and path[0] not in ("daemon", "region", "device")
+                return len(path) == 1 and path[0] not in ("daemon", "device", *_PLAIN)
 
     def _own_keys(self, device: str) -> list[str]:
         try:
@@ -145,11 +151,12 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
     """Check merged tables; gives what could be read and all problems, with their places."""
     problems: list[Problem] = []
     daemon = DaemonSpec()
-    regions: dict[str, RegionSpec] = {}
     made: dict[str, DeviceSpec] = {}
+    plain: dict[str, dict[str, Any]] = {kind: {} for kind in _PLAIN}
     for key, table in layers.tables.items():
-        if key not in ("daemon", "region", "device"):
-            problems.append(Problem(key, "unknown table", "known are [daemon], [region.NAME] and [device.NAME]"))
+        if key not in ("daemon", "device", *_PLAIN):
+            known = "known are [daemon], [region.NAME], [device.NAME], [client.NAME] and [flat.NAME]"
+            problems.append(Problem(key, "unknown table", known))
         elif not isinstance(table, dict):
             problems.append(Problem(key, "is no table", f"write [{key}{'' if key == 'daemon' else '.NAME'}]"))
         elif key == "daemon":
@@ -160,10 +167,15 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
         elif key == "device":
             _interpret(table, key, lambda name, raw, at: DeviceSpec.parse(name, raw, at, devices.find), made, problems)
         else:
-            _interpret(table, key, lambda name, raw, at: parse(RegionSpec, raw, at, name=name), regions, problems)
-    problems += _clashes(regions, made, daemon.runtime_directory, layers)
-    config = Config(daemon, regions, made, layers)
+            _interpret(table, key, _reader(_PLAIN[key]), plain[key], problems)
+    problems += _clashes(plain["region"], made, daemon.runtime_directory, layers)
+    config = Config(daemon, plain["region"], made, plain["client"], plain["flat"], layers)
     return config, config.placed(problems)
+
+
+def _reader(spec: type[T]) -> Callable[[str, Mapping[str, Any], str], T]:
+    """Give what reads a table into a *spec* of that name."""
+    return lambda name, raw, at: parse(spec, raw, at, name=name)
 
 
 def _interpret(

@@ -5,7 +5,7 @@
 `app` puts the commands together, `session` is what they share (which daemon, how to print, how to fail), `arguments`
 what they are told, and `bus_choice` finds the daemon. `tables` and `device_tables` print for people. The commands are
 in `looking`, `devices`, `ringing`, `managing`, `memory`, `configuration`, `monitor`, `top` (with `load`), `waiting`,
-`guests` (with `paste` and `paste_devices`, which write the arguments), `selftest` (with `simulated`, its peers),
-`doctor` (with `checks`) and `completion`. What takes time to import (asyncio, the D-Bus library, rich) is imported
+`guests` (with `paste` and `paste_devices`, which write the arguments), `selftest`, `doctor`
+(with `checks`) and `completion`. What takes time to import (asyncio, the D-Bus library, rich) is imported
 where it is used.
 """

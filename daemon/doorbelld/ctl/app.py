@@ -17,9 +17,12 @@ from .session import Session, validate_bus
 
 SECTIONS = {
     "Look": {
-        "status": ("looking", "Show the daemon, or one region or device, in detail."),
-        "peers": ("looking", "List who is connected to a region."),
+        "status": ("looking", "Show the daemon, or one of all things, in detail."),
+        "peers": ("looking", "List who is in a region."),
+        "pairs": ("relay", "List who rings whom in a relayed region."),
         "devices": ("devices", "List the devices, and what they do."),
+        "clients": ("clients", "List the clients, our places in other regions."),
+        "flats": ("flats", "List the flat devices."),
         "queues": ("devices", "List the queues of a device."),
         "top": ("top", "Show the load of regions, peers and devices, live."),
         "monitor": ("monitor", "Print what happens, as it happens."),
@@ -27,16 +30,25 @@ SECTIONS = {
         "describe": ("looking", "Print everything there is, as JSON."),
     },
     "Ring": {
+        "flat": ("flats", "Play the guest of a flat device."),
         "notify": ("ringing", "Ring a peer, or interrupt a device's driver."),
         "broadcast": ("ringing", "Ring everybody in a region."),
         "kick": ("ringing", "Have a device look at its queues now."),
         "disconnect": ("ringing", "Drop a peer's connection, or a front-end's."),
+        "limit": ("relay", "Limit how often one peer rings another."),
+        "attach": ("attach", "Join a region as a peer, for a command or to type."),
+        "echo": ("ping", "Join a region and ring back whoever rings."),
+        "ping": ("ping", "Measure the way to a peer that rings back."),
     },
     "Regions and devices": {
         "create": ("managing", "Make a region."),
         "create-device": ("managing", "Make a vhost-user device."),
-        "remove": ("managing", "Remove a region or a device."),
+        "create-client": ("clients", "Join the region of another server."),
+        "create-flat": ("flats", "Make a flat device in any region."),
+        "remove": ("managing", "Remove a region, a device or another thing."),
         "remove-device": ("managing", "Remove a device."),
+        "remove-client": ("managing", "Remove a client."),
+        "remove-flat": ("managing", "Remove a flat device."),
         "refresh": ("managing", "Have a device look at its image again."),
         "reset": ("managing", "Give a device its first state again."),
         "reload": ("managing", "Have the configuration read again."),
@@ -49,6 +61,7 @@ SECTIONS = {
         "libvirt-xml": ("guests", "Print the libvirt XML for a guest."),
         "selftest": ("selftest", "Find out whether everything works."),
         "doctor": ("doctor", "Find out what is wrong, and the cure."),
+        "bench": ("bench", "Measure how fast rings and memory are here."),
     },
     "Shell": {
         "completion": ("completion", "Print a shell's completion script."),
@@ -67,6 +80,8 @@ Examples:
                                          make a disk
   doorbellctl qemu-args demo d0          what a guest needs to connect
   doorbellctl notify demo 0 2            ring vector 2 of peer 0
+  doorbellctl flat mcu write doorbell 0x10000
+                                         be a guest that rings peer 1
   doorbellctl monitor                    what happens, live
   doorbellctl wait demo 1 --exec CMD     run a command when a guest rings
   doorbellctl selftest                   does everything work?
@@ -86,7 +101,7 @@ Exit status:
   1   refused; standard error says why
   2   the command line is wrong
   69  there is no daemon; or, with --host, no such host or no doorbellctl there
-  124 wait: the time is over
+  124 wait, attach: the time is over
 """
 
 
@@ -163,7 +178,8 @@ class Program(click.Group):
 def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password: bool) -> None:
     """Look at doorbelld and steer it: ivshmem regions, their peers and doorbells; vhost-user devices and their queues.
 
-    Without a command it lists the regions, the devices, and who is connected to them.
+    Without a command it lists the regions, the devices, and who is connected to them; and the clients and flat devices,
+    with which the daemon is in the regions of other servers.
     """
     session = ctx.obj = Session(bus, json, not no_ask_password)
     if ctx.invoked_subcommand is None:

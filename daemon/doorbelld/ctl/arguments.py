@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .session import KINDS, Daemon, F
+from .session import KINDS, WORDS, Daemon, F
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -60,60 +61,69 @@ def _ask(ctx: click.Context) -> dict[str, Any]:
             return remote.describe(host)
         return asyncio.run(ask())
     except Exception:  # completion never disturbs whoever types
-        return {"regions": {}, "devices": {}}
+        return {}
 
 
-def _named(ctx: click.Context) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the region and the device that the argument before names; empty where there is none."""
+def _named(ctx: click.Context) -> dict[str, dict[str, Any]]:
+    """Give what the argument before names, by kind; empty where there is none."""
     names = [ctx.params.get(key) for key in ("name", "region", "device")]
     name = next((name for name in names if isinstance(name, str)), "")
     known, kind = _ask(ctx), ctx.params.get("kind")
-    region, device = (known[f"{each}s"].get(name, {}) if kind in (None, "", each) else {} for each in KINDS)
-    return region, device
+    return {each: known.get(f"{each}s", {}).get(name, {}) if kind in (None, "", each) else {} for each in KINDS}
 
 
 def complete_region(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a region."""
-    return [name for name in _ask(ctx)["regions"] if name.startswith(incomplete)]
+    return [name for name in _ask(ctx).get("regions", ()) if name.startswith(incomplete)]
 
 
 def complete_device(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a device, with its type beside."""
     from click.shell_completion import CompletionItem
 
-    devices = _ask(ctx)["devices"]
+    devices = _ask(ctx).get("devices", {})
     return [CompletionItem(name, help=devices[name]["type"]) for name in devices if name.startswith(incomplete)]
 
 
-def complete_name(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a region or a device."""
-    from click.shell_completion import CompletionItem
+def complete_one_of(*kinds: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Make what completes the name of a thing of one of the *kinds*."""
 
-    known, wanted = _ask(ctx), ctx.params.get("kind")
-    return [
-        CompletionItem(name, help=kind)
-        for kind in KINDS
-        if wanted in (None, "", kind)
-        for name in known[f"{kind}s"]
-        if name.startswith(incomplete)
-    ]
+    def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        known, wanted = _ask(ctx), ctx.params.get("kind")
+        return [
+            CompletionItem(name, help=WORDS[kind])
+            for kind in kinds
+            if wanted in (None, "", kind)
+            for name in known.get(f"{kind}s", ())
+            if name.startswith(incomplete)
+        ]
+
+    return complete
+
+
+complete_name = complete_one_of(*KINDS)
+"""Completes the name of anything."""
 
 
 def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a peer of the region before it (IDs, with the VM's name beside), or a queue of the device before it."""
+    """Complete a peer of the region or client before it (with the VM's name beside), or a queue of the device."""
     from click.shell_completion import CompletionItem
 
-    region, device = _named(ctx)
+    named = _named(ctx)
+    peers = [
+        *((peer["id"], peer["vm"] or f"pid {peer['pid']}") for peer in named["region"].get("peers", [])),
+        *((peer["id"], f"{peer['vectors']} vectors") for peer in named["client"].get("peers", [])),
+    ]
     return [
-        CompletionItem(str(peer["id"]), help=peer["vm"] or f"pid {peer['pid']}")
-        for peer in region.get("peers", [])
-        if str(peer["id"]).startswith(incomplete)
-    ] + _queues(device, incomplete)
+        CompletionItem(str(peer_id), help=words) for peer_id, words in peers if str(peer_id).startswith(incomplete)
+    ] + _queues(named["device"], incomplete)
 
 
 def complete_queue(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete a queue of the device before it, with how it is."""
-    return _queues(_named(ctx)[1], incomplete)
+    return _queues(_named(ctx)["device"], incomplete)
 
 
 def _queues(device: dict[str, Any], incomplete: str) -> list[CompletionItem]:
@@ -127,8 +137,10 @@ def _queues(device: dict[str, Any], incomplete: str) -> list[CompletionItem]:
 
 
 def complete_vector(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Complete a vector of the region before it."""
-    return [number for number in map(str, range(_named(ctx)[0].get("vectors", 0))) if number.startswith(incomplete)]
+    """Complete a vector of the region or the client before it."""
+    named = _named(ctx)
+    count = max(named[kind].get("vectors", 0) for kind in ("region", "client"))
+    return [number for number in map(str, range(count)) if number.startswith(incomplete)]
 
 
 def complete_type(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -148,7 +160,11 @@ def device_argument(function: F) -> F:
     return click.argument("device", shell_complete=complete_device)(function)
 
 
-def kind_option(function: F) -> F:
-    """Add ``--kind``, for a name that both a region and a device have."""
-    words = "What NAME is, if there is a region and a device of that name."
-    return click.option("--kind", type=click.Choice(KINDS), default=None, help=words)(function)
+def kind_option_of(*kinds: str) -> Callable[[F], F]:
+    """Make what adds ``--kind``, for a name that things of several *kinds* have."""
+    words = "What NAME is, if several things have that name."
+    return click.option("--kind", type=click.Choice(kinds), default=None, help=words)
+
+
+kind_option = kind_option_of(*KINDS)
+"""Adds it for all kinds."""

@@ -16,7 +16,8 @@ PROGRAM = "doorbellctl"
 def completion(ctx: click.Context, shell: str) -> None:
     r"""Print the completion script for a shell.
 
-    Names of regions and devices, IDs of peers and numbers of queues are completed from the running daemon.
+    Names of regions, devices, clients and flat devices, IDs of peers and numbers of queues are completed from the
+    running daemon.
 
     \b
     Install it:

@@ -22,7 +22,7 @@ from ..bus.address import resolve
 from ..bus.names import BUS_NAME, MANAGER, ROOT
 from . import systemd
 from .bus_choice import NoDaemon
-from .checks import access, devices, guests, service
+from .checks import access, clients, devices, guests, service
 from .checks.view import Finding, Level, User, View
 from .session import Daemon, Refused, Session, json_option, pass_session, plural
 
@@ -44,6 +44,7 @@ CHECKS: dict[str, Callable[[View], Iterator[Finding]]] = {
     "devices": devices.states,
     "images": devices.images,
     "io_uring": devices.uring,
+    "clients": clients.joined,
     "guests": guests.guests,
     "huge pages": guests.huge_pages,
 }
@@ -122,8 +123,8 @@ def doctor(session: Session, everything: bool) -> None:
 
     It looks at the daemon and its bus, the unit and its sandbox, bus policy and polkit, limits on descriptors,
     whether the users that run guests can reach each socket (permissions, AppArmor, SELinux), sockets that nobody
-    serves, devices that broke and why, the images of disks, io_uring, and the command lines of the QEMUs that run. It
-    changes nothing, and connects to nothing but the bus. As root it sees more.
+    serves, devices that broke and why, the images of disks, io_uring, clients that are not connected and why, and the
+    command lines of the QEMUs that run. It changes nothing, and connects to nothing but the bus. As root it sees more.
 
     A hint is not an error: it may be in the way of somebody, or as you want it.
 

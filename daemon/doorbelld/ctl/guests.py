@@ -17,9 +17,10 @@ from typing import Any
 import click
 
 from . import paste, paste_devices
-from .arguments import Number, complete_name, kind_option
+from .arguments import Number, complete_one_of, kind_option_of
 from .session import Daemon, Refused, Session, json_option, pass_session
 
+_SERVED = ("region", "device")
 _VECTORS = click.IntRange(1, 1 << 16)
 _QUEUES = click.IntRange(1, 256)
 
@@ -80,7 +81,7 @@ async def _look_up(daemon: Daemon, name: str, kind: str) -> tuple[str, dict[str,
     """Find a region or a device, with what is needed to write of it."""
     from .devices import device_properties
 
-    found, known = await daemon.find(name, kind)
+    found, known = await daemon.find(name, kind, _SERVED)
     return found, known if found == "region" else {**known, **await device_properties(daemon, name)}
 
 
@@ -102,8 +103,8 @@ def _qemu(kind: str, name: str, known: dict[str, Any], wanted: Wanted) -> paste.
 
 
 @click.command("qemu-args")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_name)
-@kind_option
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_one_of(*_SERVED))
+@kind_option_of(*_SERVED)
 @click.option(
     "--device",
     type=click.Choice(paste.DEVICES),
@@ -177,8 +178,8 @@ def qemu_args(
 
 
 @click.command("libvirt-xml")
-@click.argument("name", shell_complete=complete_name)
-@kind_option
+@click.argument("name", shell_complete=complete_one_of(*_SERVED))
+@kind_option_of(*_SERVED)
 @click.option(
     "--device",
     type=click.Choice(paste.LIBVIRT_DEVICES),

@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from . import tables
-from .arguments import complete_name, kind_option, region_argument
+from .arguments import complete_name, complete_one_of, kind_option, kind_option_of
 from .session import Daemon, Session, json_option, pass_session, plural
 
 _IN_FLIGHT = 64
 _LINES = 10
+_WITH_PEERS = ("region", "client")
 
 
 def overview(session: Session) -> None:
@@ -45,12 +46,13 @@ def overview(session: Session) -> None:
 @json_option
 @pass_session
 def status(session: Session, name: str, kind: str | None, lines: int) -> None:
-    r"""Show how the daemon is, or one region or device in detail, and what the journal has of it.
+    r"""Show how the daemon is, or one region, device, client or flat device in detail, and what the journal has of it.
 
     The daemon: its unit, for how long it has been running, where, what it costs, what it serves. A region: its
     settings, its peers, and the rings that wait for them. A ring is pending until the peer's side has taken it: a
     guest whose count only grows does not serve its interrupts, or is paused. A device: its settings, its front-end
-    and what both agreed on, guest memory, and its queues. The counts are looked up without disturbing anything.
+    and what both agreed on, guest memory, and its queues. A client or a flat device: its place in the region that it
+    joined, and who else is there. The counts are looked up without disturbing anything.
 
     The journal's lines are there if the daemon logs to it and you may read it (root, group systemd-journal).
 
@@ -70,13 +72,13 @@ def status(session: Session, name: str, kind: str | None, lines: int) -> None:
 def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
     async def ask(daemon: Daemon) -> tuple[str, dict[str, Any], list[str]]:
         found, known = await daemon.find(name, kind)
-        if found == "region":
-            await _add_pending(daemon, name, known)
-        else:
+        if found == "device":
             known |= await device_properties(daemon, name)
+        elif found in _WITH_PEERS:
+            await _add_pending(daemon, found, name, known)
         return found, known, await _whose_journal(daemon)
 
-    from . import device_tables, systemd
+    from . import client_tables, device_tables, systemd
     from .devices import device_properties
 
     found, known, whose = session.run(ask)
@@ -84,10 +86,13 @@ def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
     if session.json:
         session.emit({"name": name, **known, "journal": journal})
         return
-    if found == "region":
-        tables.status(name, known)
-    else:
-        device_tables.status(name, known)
+    match found:
+        case "region":
+            tables.status(name, known)
+        case "device":
+            device_tables.status(name, known)
+        case _:
+            client_tables.status(name, known)
     _show_journal(journal)
 
 
@@ -119,6 +124,7 @@ def _status_of_daemon(session: Session, lines: int) -> None:
 
         known = await daemon.describe()
         regions, devices = known["regions"].values(), known["devices"].values()
+        joined = [*known["clients"].values(), *known["flats"].values()]
         found = {
             "version": known["version"],
             "pid": await _pid(daemon),
@@ -129,6 +135,9 @@ def _status_of_daemon(session: Session, lines: int) -> None:
             "backlog": sum(peer["backlog"] for region in regions for peer in region["peers"]),
             "devices": len(devices),
             "front-ends": sum(device["front-end"] is not None for device in devices),
+            "clients": len(known["clients"]),
+            "flats": len(known["flats"]),
+            "joined": sum(one["state"] == "connected" for one in joined),
             "descriptors": known["descriptors"],
         }
         return found, await _whose_journal(daemon)
@@ -180,9 +189,16 @@ def _daemon_in_words(known: dict[str, Any]) -> dict[str, str]:
         "Library": known["library"],
         "Serves": f"{plural(known['regions'], 'region')}, {plural(known['peers'], 'peer')}, "
         f"{plural(known['backlog'], 'message')} waiting; "
-        f"{plural(known['devices'], 'device')}, {plural(known['front-ends'], 'front-end')}",
+        f"{plural(known['devices'], 'device')}, {plural(known['front-ends'], 'front-end')}" + _joined_in_words(known),
         "Descriptors": f"{used['in-use']} of {used['limit']} in use",
     }
+
+
+def _joined_in_words(known: dict[str, Any]) -> str:
+    if not known["clients"] + known["flats"]:
+        return ""
+    words = f"{plural(known['clients'], 'client')}, {plural(known['flats'], 'flat device')}"
+    return f"; {words}, {known['joined']} connected"
 
 
 def _unit_in_words(unit: dict[str, str]) -> str:
@@ -194,7 +210,7 @@ def _unit_in_words(unit: dict[str, str]) -> str:
     return f"{UNIT}, {unit.get('ActiveState')} ({unit.get('SubState')}{result}){since} ({place})"
 
 
-async def _add_pending(daemon: Daemon, name: str, region: dict[str, Any]) -> None:
+async def _add_pending(daemon: Daemon, kind: str, name: str, region: dict[str, Any]) -> None:
     """Put ``pending``, the pending count of each vector, beside each peer; a peer that goes meanwhile is left out."""
     import asyncio
 
@@ -203,10 +219,11 @@ async def _add_pending(daemon: Daemon, name: str, region: dict[str, Any]) -> Non
     from ..bus.names import VECTOR
 
     slots = asyncio.Semaphore(_IN_FLIGHT)
+    peer_path = paths.peer if kind == "region" else paths.client_peer
 
     async def count(peer: dict[str, Any], vector: int) -> int:
         async with slots:
-            path = f"{paths.peer(name, peer['id'])}/vector/{vector}"
+            path = f"{peer_path(name, peer['id'])}/vector/{vector}"
             return int(await daemon.client.get(path, VECTOR, "PendingCount"))
 
     async def fill(peer: dict[str, Any]) -> dict[str, Any] | None:
@@ -221,22 +238,29 @@ async def _add_pending(daemon: Daemon, name: str, region: dict[str, Any]) -> Non
 
 
 @click.command()
-@region_argument
+@click.argument("name", shell_complete=complete_one_of(*_WITH_PEERS))
+@kind_option_of(*_WITH_PEERS)
 @json_option
 @pass_session
-def peers(session: Session, region: str) -> None:
-    r"""List the peers of a region: guests and host processes that are connected now.
+def peers(session: Session, name: str, kind: str | None) -> None:
+    r"""List the peers of a region: guests and host processes that are connected now; or those that a client sees.
+
+    Of those in the region of another server no more is known than that it tells: their IDs and their doorbells.
 
     \b
     Example:
       doorbellctl peers demo
       doorbellctl peers demo --json | jq '.[].vm'
     """
-    known = session.run(lambda daemon: daemon.region(region))
+    found, known = session.run(lambda daemon: daemon.find(name, kind, _WITH_PEERS))
     if session.json:
         session.emit(known["peers"])
+    elif found == "client":
+        from . import client_tables
+
+        client_tables.peers(name, known)
     elif not known["peers"]:
-        click.echo(f"No peer is connected to {known['socket']}. What a guest needs: doorbellctl qemu-args {region}")
+        click.echo(f"No peer is connected to {known['socket']}. What a guest needs: doorbellctl qemu-args {name}")
     else:
         tables.peers_of(known)
 
@@ -245,5 +269,5 @@ def peers(session: Session, region: str) -> None:
 @json_option
 @pass_session
 def describe(session: Session) -> None:
-    """Print everything there is as JSON: the daemon, regions, peers, host rings, devices, queues."""
+    """Print everything there is as JSON: the daemon, regions, peers, host rings, devices, queues, clients."""
     session.emit(session.run(lambda daemon: daemon.describe()))

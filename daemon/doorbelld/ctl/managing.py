@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands that change what there is: create, create-device, remove, reset, refresh, reload."""
+"""Commands that change what there is: create, create-device, remove, reset, refresh, reload.
+
+Those that make clients and flat devices are in `clients` and `flats`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,15 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
-from .arguments import complete_device, complete_name, complete_type, device_argument, kind_option
-from .session import Daemon, Refused, Session, json_option, pass_session, plural
+from .arguments import (
+    complete_device,
+    complete_name,
+    complete_one_of,
+    complete_type,
+    device_argument,
+    kind_option,
+)
+from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, plural
 
 _KEYS = (
     ("--size", str, "SIZE", "Bytes, or with K, M, G: a power of two. Default: 4M."),
@@ -26,6 +36,7 @@ _KEYS = (
     ("--host-peer-id", int, "ID", "The daemon's own ID. Default: 65535."),
     ("--max-peers", int, "N", "How many may connect. Default: 1024."),
     ("--stall-timeout", str, "TIME", "Drop a peer that takes nothing for so long; or never. Default: 30s."),
+    ("--relay-rate", int, "N", "With --relay: deliveries a second of each pair. Default: 0, no limit."),
 )
 
 
@@ -54,6 +65,7 @@ def setting(text: str, hint: str = "--set") -> tuple[str, Any]:
 @click.argument("name")
 @_key_options
 @click.option("--host-peer/--no-host-peer", default=None, help="Whether guests can ring the host. Default: they can.")
+@click.option("--relay", is_flag=True, default=None, help="Have rings pass the daemon, to count and limit them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of a [region.NAME], as in TOML.")
 @json_option
 @pass_session
@@ -66,6 +78,7 @@ def create(session: Session, /, name: str, settings: tuple[str, ...], **given: A
     Examples:
       doorbellctl create demo
       doorbellctl create video --size 64M --vectors 8 --group kvm
+      doorbellctl create strangers --relay --relay-rate 1000
       doorbellctl create lab --set 'peer=[{match={vm="guest1"}, id=7}]'
     """
     options = {key.replace("_", "-"): value for key, value in given.items() if value is not None}
@@ -152,13 +165,15 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
 @json_option
 @pass_session
 def remove(session: Session, name: str, kind: str | None, yes: bool) -> None:
-    """Remove a region or a device: who is connected is disconnected, its socket goes.
+    """Remove a region, a device, a client or a flat device: who is connected is disconnected, its socket goes.
 
     What guests were given of a region they keep: the memory that they have mapped, and each other's doorbells. Memory
     with a name (backing shm or file) stays where it is.
 
     A device is brought to rest first: what it has begun it finishes, and then it never touches the guest's memory
     again. To a guest that uses it, a disk that was removed hangs until a device comes back on the same socket.
+
+    A client or a flat device leaves the region that it joined.
 
     If somebody is connected you are asked first; without a terminal to ask on, --yes is needed.
     """
@@ -175,6 +190,33 @@ def remove_device(session: Session, device: str, yes: bool) -> None:
     _remove(session, device, "device", yes)
 
 
+@click.command("remove-client")
+@click.argument("client", shell_complete=complete_one_of("client"))
+@json_option
+@pass_session
+def remove_client(session: Session, client: str) -> None:
+    """Remove a client, and nothing else of the same name: what remove --kind client does."""
+    _remove(session, client, "client", yes=True)
+
+
+@click.command("remove-flat")
+@click.argument("flat", shell_complete=complete_one_of("flat"))
+@json_option
+@pass_session
+def remove_flat(session: Session, flat: str) -> None:
+    """Remove a flat device, and nothing else of the same name: what remove --kind flat does."""
+    _remove(session, flat, "flat", yes=True)
+
+
+_ALWAYS_TOLD = ("region", "device")
+_REMOVALS = {
+    "region": "RemoveRegion",
+    "device": "RemoveDevice",
+    "client": "RemoveClient",
+    "flat": "RemoveFlatDevice",
+}
+
+
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
     found, known = session.run(lambda daemon: daemon.find(name, kind))
     there = _connected(found, known)
@@ -183,14 +225,15 @@ def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
             raise Refused(f'{found} "{name}" has {there} connected; to disconnect and remove it, add --yes')
         if not click.confirm(f"{found.capitalize()} {name} has {there} connected. Disconnect and remove?", err=True):
             raise Refused(f'{found} "{name}" stays')
-    member = "RemoveRegion" if found == "region" else "RemoveDevice"
-    session.run(lambda daemon: daemon.call(member, "s", name, timeout=None))
-    count = len(known["peers"]) if found == "region" else int(known["front-end"] is not None)
-    session.done(f"removed {found} {name}", name=name, disconnected=count)
+    session.run(lambda daemon: daemon.call(_REMOVALS[found], "s", name, timeout=None))
+    counts = {"region": len(known.get("peers", ())), "device": int(known.get("front-end") is not None)}
+    session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=counts.get(found, 0))
 
 
 def _connected(kind: str, known: dict[str, Any]) -> str:
-    """Say who is connected to a region or a device; empty if nobody is."""
+    """Say who is connected to a region or a device; empty if nobody is, or it is we who connect."""
+    if kind in ("client", "flat"):
+        return ""
     if kind == "device":
         who = known["front-end"]
         return f"a front-end ({who['vm'] or 'pid ' + str(who['pid'])})" if who else ""
@@ -238,16 +281,16 @@ def reset(session: Session, device: str) -> None:
 def reload(session: Session) -> None:
     """Have the daemon read its configuration again.
 
-    Regions and devices that are new in it are made, those gone from it are removed, the others are left alone, as are
-    those that were made over D-Bus (create, create-device). If anything is wrong with it, nothing is changed and all
-    problems are listed.
+    What is new in it is made, what is gone from it is removed, the rest is left alone, as is what was made over D-Bus
+    (create, create-device and the like). If anything is wrong with it, nothing is changed and all problems are listed.
     """
 
     async def work(daemon: Daemon) -> dict[str, list[str]]:
         await daemon.call("Reload", timeout=None)
         known = await daemon.describe()
-        return {kinds: sorted(known[kinds]) for kinds in ("regions", "devices")}
+        return {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS}
 
     there = session.run(work)
-    words = "; ".join(f"{kinds}: {', '.join(names) or 'none'}" for kinds, names in there.items())
+    lines = [(f"{WORDS[kind]}s", there[f"{kind}s"]) for kind in KINDS if kind in _ALWAYS_TOLD or there[f"{kind}s"]]
+    words = "; ".join(f"{kinds}: {', '.join(names) or 'none'}" for kinds, names in lines)
     session.done(f"configuration reloaded; {words}", **there)

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands on shared memory: read, write. They go through the daemon, so they work from anywhere D-Bus does."""
+"""Commands on shared memory: read, write. They go through the daemon, so they work from anywhere D-Bus does.
+
+The memory is a region's, or that of the region which a client or a flat device joined.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,28 @@ from collections.abc import Iterator
 
 import click
 
-from .arguments import Number, region_argument
+from .arguments import Number, complete_one_of, kind_option_of
 from .session import Daemon, Session, json_option, pass_session, plural
 
 _CHUNK = 1 << 20
 _LINE = 16
+_WITH_MEMORY = ("region", "client", "flat")
 
 
 @click.command()
-@region_argument
+@click.argument("name", shell_complete=complete_one_of(*_WITH_MEMORY))
 @click.argument("offset", type=Number())
 @click.argument("length", type=Number())
 @click.option("--raw", is_flag=True, help="The bytes as they are, instead of a dump.")
+@kind_option_of(*_WITH_MEMORY)
 @json_option
 @pass_session
-def read(session: Session, region: str, offset: int, length: int, raw: bool) -> None:
+def read(session: Session, name: str, offset: int, length: int, raw: bool, kind: str | None) -> None:
     r"""Read LENGTH bytes at OFFSET of a region's memory and print a dump.
 
-    Numbers may be decimal, hexadecimal (0x1000) or have a unit (4K). In a dump, * stands for lines that are like
-    the one before.
+    NAME is a region, or a client or a flat device: then it is the memory of the region that this has joined. Numbers
+    may be decimal, hexadecimal (0x1000) or have a unit (4K). In a dump, * stands for lines that are like the one
+    before.
 
     \b
     Examples:
@@ -35,16 +41,17 @@ def read(session: Session, region: str, offset: int, length: int, raw: bool) -> 
       doorbellctl read demo 0x1000 4K --raw > page
     """
 
-    async def fetch(daemon: Daemon) -> bytes:
+    async def fetch(daemon: Daemon) -> tuple[str, bytes]:
+        found, _ = await daemon.find(name, kind, _WITH_MEMORY)
         pieces = []
         for start in range(offset, offset + length, _CHUNK) or [offset]:
             wanted = min(_CHUNK, offset + length - start)
-            pieces.append(bytes(await daemon.call_region(region, "ReadMemory", "tu", start, wanted)))
-        return b"".join(pieces)
+            pieces.append(bytes(await daemon.call_one(found, name, "ReadMemory", "tu", start, wanted)))
+        return found, b"".join(pieces)
 
-    data = session.run(fetch)
+    found, data = session.run(fetch)
     if session.json:
-        session.emit({"region": region, "offset": offset, "length": len(data), "hex": data.hex()})
+        session.emit({found: name, "offset": offset, "length": len(data), "hex": data.hex()})
     elif raw:
         sys.stdout.buffer.write(data)
     else:
@@ -70,16 +77,18 @@ def dump(data: bytes, offset: int) -> Iterator[str]:
 
 
 @click.command()
-@region_argument
+@click.argument("name", shell_complete=complete_one_of(*_WITH_MEMORY))
 @click.argument("offset", type=Number())
 @click.argument("text")
 @click.option("--hex", "in_hex", is_flag=True, help="TEXT is bytes in hexadecimal, such as 'de ad be ef'.")
+@kind_option_of(*_WITH_MEMORY)
 @json_option
 @pass_session
-def write(session: Session, region: str, offset: int, text: str, in_hex: bool) -> None:
+def write(session: Session, name: str, offset: int, text: str, in_hex: bool, kind: str | None) -> None:
     r"""Write TEXT (or standard input, for -) at OFFSET of a region's memory.
 
-    What is written is the text's bytes and nothing after them: no line break, no zero. Nobody is rung.
+    NAME is a region, a client or a flat device, as for read. What is written is the text's bytes and nothing after
+    them: no line break, no zero. Nobody is rung.
 
     \b
     Examples:
@@ -95,11 +104,13 @@ def write(session: Session, region: str, offset: int, text: str, in_hex: bool) -
     else:
         data = sys.stdin.buffer.read() if text == "-" else text.encode(errors="surrogateescape")
 
-    async def store(daemon: Daemon) -> None:
+    async def store(daemon: Daemon) -> str:
+        found, _ = await daemon.find(name, kind, _WITH_MEMORY)
         for start in range(0, len(data), _CHUNK) or [0]:
             piece = data[start : start + _CHUNK]
-            await daemon.call_region(region, "WriteMemory", "tay", offset + start, piece)
+            await daemon.call_one(found, name, "WriteMemory", "tay", offset + start, piece)
+        return found
 
-    session.run(store)
-    words = f"wrote {plural(len(data), 'byte')} at {offset} of {region}"
-    session.done(words, region=region, offset=offset, length=len(data))
+    found = session.run(store)
+    words = f"wrote {plural(len(data), 'byte')} at {offset} of {name}"
+    session.done(words, **{found: name}, offset=offset, length=len(data))

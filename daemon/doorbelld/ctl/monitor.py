@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .arguments import complete_name
-from .session import KINDS, Daemon, Session, json_option, pass_session, plural
+from .session import KINDS, WORDS, Daemon, Session, json_option, pass_session, plural
 
 if TYPE_CHECKING:
     from ..bus.client import Client, Signal
@@ -30,6 +30,11 @@ _COLOURS = {
     "rung": "cyan",
     "region-added": "green",
     "region-removed": "yellow",
+    "client-added": "green",
+    "client-removed": "yellow",
+    "flat-added": "green",
+    "flat-removed": "yellow",
+    "interrupt": "cyan",
     "front-end-attached": "green",
     "front-end-detached": "yellow",
     "device-added": "green",
@@ -41,24 +46,33 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell: its kind, its region or device if it has one, words for people, values for programs."""
+    """Something to tell: its kind, its region if it has one, words for people, values for programs.
+
+    Or it is about a device, a client or a flat device.
+    """
 
     kind: str
     region: str
     words: str
     values: dict[str, Any] = field(default_factory=dict)
     device: str = ""
+    client: str = ""
+    flat: str = ""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What it is about: one of `session.KINDS`, and a name; empty if it is about the daemon."""
+        return {kind: name for kind in KINDS if (name := getattr(self, kind))}
 
     def show(self, as_json: bool) -> None:
         """Print it, with the time of now, and flush."""
         now = time.time()
         if as_json:
-            about = {"region": self.region, "device": self.device}
-            record = {"time": round(now, 6), "event": self.kind} | {key: name for key, name in about.items() if name}
+            record = {"time": round(now, 6), "event": self.kind, **self.about}
             click.echo(json.dumps(record | self.values, ensure_ascii=False))
         else:
             clock = datetime.datetime.fromtimestamp(now).strftime("%H:%M:%S.%f")[:-3]
-            subject = self.region or self.device or "doorbelld"
+            subject = next(iter(self.about.values()), "doorbelld")
             colour = "red" if self.values.get("broken") else _COLOURS.get(self.kind)
             words = click.style(self.words, fg=colour)
             click.echo(f"{click.style(clock, dim=True)}  {subject:9}  {words}")
@@ -69,7 +83,7 @@ _GONE = Event("daemon-gone", "", "the daemon went away; waiting for it")
 
 
 class Interpreter:
-    """Turns the daemon's signals into events; of one region or device only, if *only* names it.
+    """Turns the daemon's signals into events; of one region, device, client or flat device only, if *only* names it.
 
     A peer's properties come with InterfacesAdded, just before its PeerAdded, and are kept in between. Those of a
     front-end come just after FrontendAttached, which waits for them.
@@ -81,11 +95,19 @@ class Interpreter:
         self._attached: dict[str, int] = {}
         self._states: dict[str, str] = {}
         self._spaces: dict[str, bytes] = {}
+        self._joined: dict[str, tuple[str, str]] = {}
 
     def events(self, heard: Signal) -> Iterator[Event]:
         """Give what *heard* tells: mostly one event, or none."""
-        for event in (self._of_region(heard), *self._of_device(heard)):
-            if event is not None and self._only in ("", event.region, event.device):
+        found: Iterator[Event | None]
+        if (kind := _kind_of(heard.path)) in _JOINED:
+            found = self._of_joined(heard, kind)
+        elif (added := _added(heard)) in _JOINED:
+            found = self._come_or_gone(heard, added)
+        else:
+            found = iter((self._of_region(heard), *self._of_device(heard)))
+        for event in found:
+            if event is not None and self._only in ("", *event.about.values()):
                 yield event
 
     def _of_region(self, heard: Signal) -> Event | None:
@@ -152,6 +174,35 @@ class Interpreter:
                 self._spaces.pop(gone, None)
                 yield Event("device-removed", "", "device removed", {}, _name_of(gone, "device"))
 
+    def _of_joined(self, heard: Signal, kind: str) -> Iterator[Event]:
+        """Give what a client or a flat device tells."""
+        about = {kind: _name_of(heard.path, kind)}
+        match heard.member, heard.body:
+            case ("Rung" | "Interrupt") as member, [vector, count]:
+                times, values = plural(count, "time"), {"vector": vector, "count": count}
+                what = "interrupt" if member == "Interrupt" else "rung"
+                yield Event(what, "", f"{'was ' * (what == 'rung')}{what}: vector {vector}, {times}", values, **about)
+            case "PeerAdded", [peer, _]:
+                yield Event("peer-added", "", f"sees peer {peer}", {"peer": peer}, **about)
+            case "PeerRemoved", [peer]:
+                yield Event("peer-removed", "", f"sees peer {peer} no more", {"peer": peer}, **about)
+            case "PropertiesChanged", [_, {"State": state, **changed}, _]:
+                values = {"state": state, "reason": changed.get("Reason", "")}
+                if (state, values["reason"]) != self._joined.get(heard.path):
+                    self._joined[heard.path] = state, values["reason"]
+                    words = ": ".join(filter(None, (f"is {state}", values["reason"])))
+                    yield Event(f"{kind}-state", "", words, values, **about)
+
+    def _come_or_gone(self, heard: Signal, kind: str) -> Iterator[Event]:
+        match heard.member, heard.body:
+            case "InterfacesAdded", [_, interfaces]:
+                made = next(iter(interfaces.values()))
+                words = f"{WORDS[kind]} made, of the server at {made['Socket']}"
+                yield Event(f"{kind}-added", "", words, {"socket": made["Socket"]}, **{kind: made["Name"]})
+            case "InterfacesRemoved", [gone, _]:
+                self._joined.pop(gone, None)
+                yield Event(f"{kind}-removed", "", f"{WORDS[kind]} removed", {}, **{kind: _name_of(gone, kind)})
+
     def _config_changed(self, path: str, changed: Mapping[str, Any]) -> bool:
         """Tell whether a configuration space is another now; it also comes along with what was negotiated."""
         if (space := changed.get("ConfigSpace")) is None:
@@ -172,8 +223,30 @@ class Interpreter:
         yield Event("front-end-attached", "", words, values, _name_of(path, "device"))
 
 
+_JOINED = ("client", "flat")
+"""Kinds that are in the regions of others."""
+
+
+def _kind_of(path: str) -> str:
+    """Tell which kind of thing *path* is, or lies in; empty if in none."""
+    from ..bus.names import ROOT
+
+    return path.removeprefix(f"{ROOT}/").partition("/")[0] if path.startswith(f"{ROOT}/") else ""
+
+
+def _added(heard: Signal) -> str:
+    """Tell whether it is a client or a flat device that came or went, not a peer below: which; else empty."""
+    from ..bus.names import CLIENT, FLAT
+
+    if heard.member in ("InterfacesAdded", "InterfacesRemoved"):
+        for kind, interface in (("client", CLIENT), ("flat", FLAT)):
+            if interface in heard.body[1]:
+                return kind
+    return ""
+
+
 def _name_of(path: str, kind: str) -> str:
-    """Give the name of the region, or the device, that *path* is or lies in; empty if in none."""
+    """Give the name of the region, or what else is the *kind*, that *path* is or lies in; empty if in none."""
     from ..bus import paths
     from ..bus.names import ROOT
 
@@ -188,11 +261,12 @@ def _name_of(path: str, kind: str) -> str:
 @json_option
 @pass_session
 def monitor(session: Session, name: str) -> None:
-    r"""Print what happens, until Ctrl-C: of all regions and devices, or of one.
+    r"""Print what happens, until Ctrl-C: of all regions, devices, clients and flat devices, or of one.
 
     Peers joining, and leaving with the reason; rings of the host peer with their counts; front-ends of devices
-    coming, and going with the reason; devices that begin to run, stop or break; regions and devices coming and going;
-    the daemon going away and coming back. Guests ring each other without the daemon, so those rings are not seen, and
+    coming, and going with the reason; devices that begin to run, stop or break; rings of clients and interrupts of flat
+    devices, whom they see, and how they stand with their servers; all of these coming and going; the daemon going away
+    and coming back. Guests ring each other without the daemon, so those rings are not seen, and
     the requests to devices are not told one by one: see top. With --json each event is one JSON object on a line of
     its own.
 
@@ -253,8 +327,9 @@ async def _introduce(client: Client, session: Session, only: str, back: bool) ->
     elif not kinds:
         there = f"{only}, which is not there yet"
     else:
-        there = " and ".join(f"{kind} {only}" for kind in kinds) + f", {plural(peers, 'peer')}" * ("region" in kinds)
-    values = {"regions": sorted(known["regions"]), "peers": peers, "devices": sorted(known["devices"])}
+        there = " and ".join(f"{WORDS[kind]} {only}" for kind in kinds)
+        there += f", {plural(peers, 'peer')}" * ("region" in kinds)
+    values = {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS} | {"peers": peers}
     if back:
         Event("daemon-back", "", f"the daemon is back: {there}", values).show(session.json)
     else:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Commands that reach the other side: notify, broadcast, kick; and disconnect.
 
-To notify is to interrupt a guest: at a vector of a peer, or for a queue of a device. To kick goes the other way, as if
-the guest had written to a queue's kick eventfd.
+To notify is to interrupt a guest: at a vector of a peer, or for a queue of a device. Peers are those of a region of
+ours, or those that a client of ours sees in the region of another server. To kick goes the other way, as if the guest
+had written to a queue's kick eventfd.
 """
 
 from __future__ import annotations
@@ -13,48 +14,52 @@ from typing import Any
 import click
 
 from .arguments import (
-    complete_name,
+    complete_one_of,
     complete_peer,
     complete_queue,
     complete_vector,
     device_argument,
-    kind_option,
-    region_argument,
+    kind_option_of,
 )
 from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
 
+_WITH_PEERS = ("region", "client")
+
 
 @click.command()
-@click.argument("name", shell_complete=complete_name)
+@click.argument("name", shell_complete=complete_one_of("region", "device", "client"))
 @click.argument("peer", metavar="PEER|QUEUE", shell_complete=complete_peer)
 @click.argument("vector", type=click.IntRange(0, UINT16_MAX), required=False, shell_complete=complete_vector)
-@kind_option
+@kind_option_of("region", "device", "client")
 @json_option
 @pass_session
 def notify(session: Session, name: str, peer: str, vector: int | None, kind: str | None) -> None:
     r"""Interrupt a guest: ring a peer of a region, or tell the driver of a device that a queue has news.
 
-    NAME is a region or a device. Of a region, PEER is an ID, the name of a VM (QEMU's -name), or "host" for the
-    daemon's own place in it; without VECTOR all of its doorbells are rung. Of a device, QUEUE is a number.
+    NAME is a region, a client or a device. Of a region, PEER is an ID, the name of a VM (QEMU's -name), or "host" for
+    the daemon's own place in it; of a client, the ID of a peer that it sees in the region that it joined. Without
+    VECTOR all of its doorbells are rung. Of a device, QUEUE is a number.
 
     \b
     Examples:
       doorbellctl notify demo 0 2         vector 2 of peer 0
       doorbellctl notify demo guest1      all vectors of the VM guest1
+      doorbellctl notify lab 1 0          vector 0 of peer 1 in another server's region
       doorbellctl notify disk0 3          the driver of queue 3 of a device
     """
 
     async def interrupt(daemon: Daemon) -> tuple[str, int]:
-        found = kind or ("region" if vector is not None else (await daemon.find(name))[0])
+        among = _WITH_PEERS if vector is not None else ("region", "device", "client")
+        found = kind or (await daemon.find(name, None, among))[0]
         if found == "device":
             queue = _queue(name, peer, vector)
             await daemon.call_queue(name, queue, "Notify")
             return found, queue
-        number = await daemon.peer_id(name, peer)
+        number = await daemon.peer_id(name, peer, found)
         if vector is None:
-            await daemon.call_region(name, "NotifyPeer", "q", number)
+            await daemon.call_one(found, name, "NotifyPeer", "q", number)
         else:
-            await daemon.call_region(name, "Notify", "qq", number, vector)
+            await daemon.call_one(found, name, "Notify", "qq", number, vector)
         return found, number
 
     found, number = session.run(interrupt)
@@ -62,7 +67,7 @@ def notify(session: Session, name: str, peer: str, vector: int | None, kind: str
         session.done(f"interrupted the driver of queue {number} of {name}", device=name, queue=number)
         return
     what = "all vectors" if vector is None else f"vector {vector}"
-    session.done(f"rang {what} of peer {number} in {name}", region=name, peer=number, vector=vector)
+    session.done(f"rang {what} of peer {number} in {name}", **{found: name}, peer=number, vector=vector)
 
 
 def _queue(device: str, word: str, vector: int | None) -> int:
@@ -108,24 +113,26 @@ def _that_run(name: str, device: dict[str, Any]) -> list[int]:
 
 
 @click.command()
-@region_argument
+@click.argument("name", shell_complete=complete_one_of(*_WITH_PEERS))
+@kind_option_of(*_WITH_PEERS)
 @json_option
 @pass_session
-def broadcast(session: Session, region: str) -> None:
-    """Ring all doorbells of all connected peers of a region (but not the host peer's)."""
+def broadcast(session: Session, name: str, kind: str | None) -> None:
+    """Ring all doorbells of all connected peers of a region (but not the host peer's), or of all that a client sees."""
 
-    async def ring(daemon: Daemon) -> int:
-        await daemon.call_region(region, "Broadcast")
-        return len((await daemon.region(region))["peers"])
+    async def ring(daemon: Daemon) -> tuple[str, int]:
+        found, known = await daemon.find(name, kind, _WITH_PEERS)
+        await daemon.call_one(found, name, "Broadcast")
+        return found, len(known["peers"])
 
-    count = session.run(ring)
-    session.done(f"rang all vectors of {plural(count, 'peer')} in {region}", region=region, peers=count)
+    found, count = session.run(ring)
+    session.done(f"rang all vectors of {plural(count, 'peer')} in {name}", **{found: name}, peers=count)
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_name)
+@click.argument("name", shell_complete=complete_one_of("region", "device"))
 @click.argument("peer", required=False, shell_complete=complete_peer)
-@kind_option
+@kind_option_of("region", "device")
 @json_option
 @pass_session
 def disconnect(session: Session, name: str, peer: str | None, kind: str | None) -> None:
@@ -134,15 +141,15 @@ def disconnect(session: Session, name: str, peer: str | None, kind: str | None) 
     NAME is a region, and then PEER is an ID or the name of a VM; or it is a device, and then there is no PEER.
 
     The other peers are told that it left, so nobody rings it any more. What it was given it keeps: the memory, and the
-    doorbells of those who were there. QEMU does not connect again by itself; the guest is a peer again once it is
-    started anew.
+    doorbells of those who were there, though in a relayed region it reaches nobody by them any more. QEMU does not
+    connect again by itself; the guest is a peer again once it is started anew.
 
     A device is brought to rest first, so that it never touches the guest's memory afterwards, and listens again for
     the next front-end. QEMU connects again if its chardev has reconnect=.
     """
 
     async def drop(daemon: Daemon) -> int | None:
-        found = kind or ("region" if peer is not None else (await daemon.find(name))[0])
+        found = kind or ("region" if peer is not None else (await daemon.find(name, None, ("region", "device")))[0])
         if found == "device":
             if peer is not None:
                 raise Refused(f'device "{name}" has one front-end and no peers; leave PEER out')

@@ -24,12 +24,12 @@ import click
 from ..bus import paths
 from ..bus.client import CallFailed, Match, Subscription, options
 from ..bus.names import REGION
-from ..errors import BusUnavailable
+from ..errors import BusUnavailable, DoorbellError, ServerUnavailable
+from ..ivshmem.aioclient import AsyncClient
 from ..ivshmem.spec import in_units
 from .arguments import complete_region
 from .devicetrial import DeviceFailed, DeviceTrial
 from .session import Daemon, Session, json_option, pass_session, plural
-from .simulated import SimulatedPeer
 
 SECONDS = 3.0
 """How long a step waits for what must come."""
@@ -73,7 +73,8 @@ class Trial:
         self._own_region = not name
         self._name = name or f"{_NAME}-{os.getpid()}"
         self._region: dict[str, Any] = {}
-        self._peers: dict[str, SimulatedPeer] = {}
+        self._peers: dict[str, AsyncClient] = {}
+        self._last_ring = 0.0  # when one was taken, in seconds of `time.perf_counter`
         self._signals: Subscription | None = None
         self._heard: list[tuple[str, list[Any]]] = []
         self._stirred = asyncio.Event()
@@ -133,10 +134,13 @@ class Trial:
     async def _connect_two(self) -> str:
         path = self._region["socket"]
         for name in ("A", "B"):
+            self._peers[name] = AsyncClient(path, reconnect=False, **self._options)
             try:
-                self._peers[name] = SimulatedPeer.connect(name, path)
-            except OSError as error:
-                raise StepFailed(f"can't connect to {path}: {error.strerror}", self._socket_facts()) from None
+                await self._peers[name].connect(SECONDS)
+            except ServerUnavailable as error:
+                raise StepFailed(str(error), self._socket_facts()) from None
+            except DoorbellError as error:
+                raise StepFailed(f"{name} was turned away: {error}", self._rule_facts()) from None
             await self._greeted(name)
         await self._all_know_all()
         return f"peers A (ID {self._id('A')}) and B (ID {self._id('B')}) were greeted and know each other"
@@ -145,7 +149,11 @@ class Trial:
         import socket
 
         fd = await self._daemon.call_region(self._name, "Attach", "a{sv}", {})
-        self._peers["C"] = SimulatedPeer("C", socket.socket(fileno=fd.steal()))
+        sock = socket.socket(fileno=fd.steal())
+        try:
+            self._peers["C"] = await AsyncClient.adopt(sock, timeout=SECONDS, **self._options)
+        except DoorbellError as error:
+            raise StepFailed(f"C was not greeted: {error}", "the daemon's log and load") from None
         await self._greeted("C")
         await self._all_know_all()
         return f"peer C (ID {self._id('C')}) joined over D-Bus, and A and B were told"
@@ -159,9 +167,9 @@ class Trial:
 
     async def _peer_to_peer(self) -> str:
         last = self._vectors - 1
-        self._peers["A"].ring(self._id("B"), last)
+        self._peers["A"].notify(self._id("B"), last)
         await self._rung("B", last, 2, "A's ring")
-        self._peers["B"].ring(self._id("C"), 0)
+        self._peers["B"].notify(self._id("C"), 0)
         await self._rung("C", 0, 2, "B's ring")
         return "A rang B and B rang C, past the daemon"
 
@@ -169,16 +177,15 @@ class Trial:
         if not self._region["host-peer"]:
             return "skipped: the region has no host peer"
         host = int(self._region["host-peer-id"])
-        if not await self._peers["B"].until(lambda: self._peers["B"].knows(host, self._vectors), SECONDS):
+        if not await self._knows("B", host):
             raise StepFailed(f"B was not given the doorbells of the host peer {host}", self._rule_facts())
-        self._peers["B"].ring(host, self._vectors - 1)
+        self._peers["B"].notify(host, self._vectors - 1)
         if not await self._hears(lambda member, body: member == "Rung" and body[0] == self._vectors - 1):
             raise StepFailed("B rang the host, and no signal Rung came", "the daemon's log; the policy of the bus")
         return f"B rang the host peer ({host}), and D-Bus told with the signal Rung"
 
     async def _memory(self) -> str:
-        maps = [peer.memory for peer in self._peers.values()]
-        a, b, c = (memory for memory in maps if memory is not None)
+        a, b, c = (peer.memory for peer in self._peers.values())
         if self._own_region:
             a[:5], b[-3:] = b"hello", b"end"
         head, tail = c[:16], c[-16:]
@@ -209,7 +216,7 @@ class Trial:
         self._peers["C"].close()
         for name in ("A", "B"):
             peer = self._peers[name]
-            if not await peer.until(lambda peer=peer: gone not in peer.doorbells, SECONDS):  # type: ignore[misc]
+            if not await _until(peer, lambda peer=peer: gone not in peer.peers):  # type: ignore[misc]
                 raise StepFailed(f"{name} was not told that C left", "the daemon's log")
         if not await self._hears(lambda member, body: member == "PeerRemoved" and body[0] == gone):
             raise StepFailed("no signal PeerRemoved came for C", "the daemon's log; the policy of the bus")
@@ -222,7 +229,7 @@ class Trial:
         path, self._region = self._region["socket"], {}
         for name in ("A", "B"):
             peer = self._peers[name]
-            if not await peer.until(lambda peer=peer: bool(peer.closed), SECONDS):  # type: ignore[misc]
+            if not await _until(peer, lambda peer=peer: not peer.connected):  # type: ignore[misc]
                 raise StepFailed(f"the region is removed, and {name} is still connected", "the daemon's log")
         if os.path.exists(path):
             raise StepFailed(f"the region is removed, and {path} is still there", "who may write to its directory")
@@ -244,8 +251,15 @@ class Trial:
     def _vectors(self) -> int:
         return int(self._region["vectors"])
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"notified": self._note_ring, "vectors_max": self._vectors, "quiet": 0}
+
     def _id(self, name: str) -> int:
         return self._peers[name].id
+
+    def _note_ring(self, _peer: AsyncClient, _vector: int, _count: int) -> None:
+        self._last_ring = time.perf_counter()
 
     def _hear(self, heard: Any) -> None:
         self._heard.append((heard.member, heard.body))
@@ -262,22 +276,24 @@ class Trial:
 
     async def _greeted(self, name: str) -> None:
         peer = self._peers[name]
-        if not await peer.until(lambda: len(peer.rings) == self._vectors, SECONDS):
-            if peer.closed:
-                raise StepFailed(f"{name} was turned away: {peer.closed}", self._rule_facts())
-            have = f"ID {peer.id}, {plural(len(peer.rings), 'doorbell')} of {self._vectors}"
+        if not await _until(peer, lambda: peer.vectors == self._vectors):
+            have = f"{plural(peer.vectors, 'doorbell')} of {self._vectors}"
             raise StepFailed(f"{name} was not greeted in {SECONDS:g} s (so far: {have})", "the daemon's log and load")
 
+    async def _knows(self, name: str, peer_id: int) -> bool:
+        """Whether a peer is given all doorbells of another."""
+        peer = self._peers[name]
+        return await _until(peer, lambda: len(peer.doorbells.get(peer_id, ())) == self._vectors)
+
     async def _all_know_all(self) -> None:
-        for name, peer in self._peers.items():
-            for other in self._peers.values():
-                known = await peer.until(lambda p=peer, o=other: p.knows(o.id, self._vectors), SECONDS)  # type: ignore[misc]
-                if not known:
-                    raise StepFailed(f"{name} was not given the doorbells of {other.name}", self._rule_facts())
+        for name in self._peers:
+            for other in self._peers:
+                if not await self._knows(name, self._id(other)):
+                    raise StepFailed(f"{name} was not given the doorbells of {other}", self._rule_facts())
 
     async def _rung(self, name: str, vector: int, count: int, what: str) -> None:
         peer = self._peers[name]
-        if not await peer.until(lambda: peer.rings[vector] == count, SECONDS):
+        if not await _until(peer, lambda: peer.rings[vector] == count):
             seen = f"it took {plural(peer.rings[vector], 'ring')} there, not {count}"
             raise StepFailed(f"{what} did not reach {name}'s vector {vector}: {seen}", "the daemon's log and load")
 
@@ -286,14 +302,14 @@ class Trial:
         wanted, start = peer.rings[0] + 1, time.perf_counter()
         call = self._daemon.call("Notify", "sqq", self._name, peer.id, 0)
         await asyncio.gather(call, self._rung("A", 0, wanted, "D-Bus Notify"))
-        return peer.last_ring - start
+        return self._last_ring - start
 
     async def _time_ring(self) -> float:
         peer = self._peers["A"]
         wanted, start = peer.rings[0] + 1, time.perf_counter()
-        self._peers["B"].ring(peer.id, 0)
+        self._peers["B"].notify(peer.id, 0)
         await self._rung("A", 0, wanted, "B's ring")
-        return peer.last_ring - start
+        return self._last_ring - start
 
     def _socket_facts(self) -> str:
         path = self._region["socket"]
@@ -307,6 +323,13 @@ class Trial:
 
     def _rule_facts(self) -> str:
         return f"the rules of the region ([[region.{self._name}.peer]]: match, may-ring), max-peers, the daemon's log"
+
+
+async def _until(peer: AsyncClient, condition: Callable[[], bool]) -> bool:
+    """Wait until *condition* holds; False if it does not in time, or the connection is over."""
+    with contextlib.suppress(TimeoutError, DoorbellError):
+        await peer.wait_for(condition, SECONDS)
+    return condition()
 
 
 def _known(look_up: Callable[[int], object], number: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 UINT16_MAX = 0xFFFF
 BUS_WORDS = ("auto", "system", "session", "private")
-KINDS = ("region", "device")
+KINDS = ("region", "device", "client", "flat")
+WORDS = {"region": "region", "device": "device", "client": "client", "flat": "flat device"}
+"""What each of `KINDS` is called."""
+_LISTS = {"region": "ListPeers", "device": "ListQueues"}
+"""Methods of the manager that only look, and tell that one of the kind is not there."""
 _NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 
 
@@ -109,31 +113,26 @@ class Daemon:
         reply = await self.client.call(ROOT, MANAGER, member, signature, body, timeout=timeout)
         return reply[0] if reply else None
 
-    async def call_region(self, name: str, member: str, signature: str = "", *body: Any) -> Any:
-        """Call a method of a region; a region that is not there is the daemon's NoSuchRegion, not an unknown object."""
-        from ..bus import paths
+    async def call_one(self, kind: str, name: str, member: str, signature: str = "", *body: Any) -> Any:
+        """Call a method of a region, device, client or flat device; one that is not there is told as such."""
         from ..bus.client import CallFailed
-        from ..bus.names import REGION
 
+        path, interface = place(kind, name)
         try:
-            reply = await self.client.call(paths.region(name), REGION, member, signature, body)
+            reply = await self.client.call(path, interface, member, signature, body)
         except CallFailed as error:
             if error.kind in _NOT_THERE:
-                await self.region(name)  # which tells what is wrong with the name
+                await self.one(kind, name)  # which tells what is wrong with the name
             raise
         return reply[0] if reply else None
 
+    async def call_region(self, name: str, member: str, signature: str = "", *body: Any) -> Any:
+        """Call a method of a region; a region that is not there is the daemon's NoSuchRegion, not an unknown object."""
+        return await self.call_one("region", name, member, signature, *body)
+
     async def call_device(self, name: str, member: str) -> None:
         """Call a method of a device, without arguments; one that is not there is NoSuchDevice."""
-        from ..bus import paths
-        from ..bus.client import CallFailed
-        from ..bus.names import DEVICE
-
-        try:
-            await self.client.call(paths.device(name), DEVICE, member)
-        except CallFailed as error:
-            await self._explain(error, name)
-            raise
+        await self.call_one("device", name, member)
 
     async def call_queue(self, device: str, queue: int, member: str) -> None:
         """Call a method of a queue, without arguments; device and queue are told apart if one is not there."""
@@ -159,46 +158,65 @@ class Daemon:
         """Everything there is, as plain values, whose keys are spelled as in the configuration."""
         return dict(json.loads(await self.call("Describe")))
 
+    async def one(self, kind: str, name: str) -> dict[str, Any]:
+        """One thing of `describe`, of one of `KINDS`.
+
+        Raises:
+            CallFailed, Refused: it is not there.
+        """
+        known = await self.describe()
+        if name in known[f"{kind}s"]:
+            return dict(known[f"{kind}s"][name])
+        if others := [other for other in KINDS if name in known[f"{other}s"]]:
+            raise _another(kind, name, others[0])
+        if kind in _LISTS:
+            await self.call(_LISTS[kind], "s", name)  # it knows best how to say so
+        there = ", ".join(known[f"{kind}s"]) or f"none; make one with doorbellctl create-{kind}"
+        raise Refused(f'no {WORDS[kind]} "{name}"; there is: {there}')
+
     async def region(self, name: str) -> dict[str, Any]:
         """One region of `describe`; CallFailed (NoSuchRegion) if it is not there."""
-        known = await self.describe()
-        if name not in known["regions"]:
-            if name in known["devices"]:
-                raise Refused(f'no region "{name}", but a device; doorbellctl status {name} shows it')
-            await self.call("ListPeers", "s", name)  # it knows best how to say so
-        return dict(known["regions"][name])
+        return await self.one("region", name)
 
     async def device(self, name: str) -> dict[str, Any]:
         """One device of `describe`; CallFailed (NoSuchDevice) if it is not there."""
-        known = await self.describe()
-        if name not in known["devices"]:
-            if name in known["regions"]:
-                raise Refused(f'no device "{name}", but a region; doorbellctl status {name} shows it')
-            await self.call("ListQueues", "s", name)
-        return dict(known["devices"][name])
+        return await self.one("device", name)
 
-    async def find(self, name: str, kind: str = "") -> tuple[str, dict[str, Any]]:
-        """Look up a region or a device of `describe`: which of `KINDS` it is, and what is known of it.
+    async def find(
+        self, name: str, kind: str | None = None, among: Sequence[str] = KINDS
+    ) -> tuple[str, dict[str, Any]]:
+        """Look up one thing of `describe`, of one of the kinds *among*: which kind it is, and what is known of it.
 
         Raises:
-            Refused: it is neither, or both and *kind* does not say which.
+            Refused: there is none of that name, or several and *kind* does not say which.
             CallFailed: it is not of the *kind* given.
         """
         if kind:
-            return kind, await (self.region(name) if kind == "region" else self.device(name))
+            return kind, await self.one(kind, name)
         known = await self.describe()
-        found = [kind for kind in KINDS if name in known[f"{kind}s"]]
+        found = [kind for kind in among if name in known[f"{kind}s"]]
         if len(found) > 1:
-            raise Refused(f'"{name}" is a region and a device; say which with --kind region or --kind device')
-        if not found:
-            there = "; ".join(f"{kind}s: {', '.join(known[f'{kind}s']) or 'none'}" for kind in KINDS)
-            raise Refused(f'no region "{name}", and no device of that name; there are {there}')
-        return found[0], dict(known[f"{found[0]}s"][name])
+            which = " and ".join(f"a {WORDS[kind]}" for kind in found)
+            flags = " or ".join(f"--kind {kind}" for kind in found)
+            raise Refused(f'"{name}" is {which}; say which with {flags}')
+        if found:
+            return found[0], dict(known[f"{found[0]}s"][name])
+        if others := [other for other in KINDS if name in known[f"{other}s"]]:
+            raise _another(among[0], name, others[0])
+        first, *more = [kind for kind in among if kind in _LISTS or known[f"{kind}s"]]
+        if not more:
+            return first, await self.one(first, name)  # which says that it is not there
+        nor = " or ".join(WORDS[kind] for kind in more)
+        there = "; ".join(f"{WORDS[kind]}s: {', '.join(known[f'{kind}s']) or 'none'}" for kind in (first, *more))
+        raise Refused(f'no {WORDS[first]} "{name}", and no {nor} of that name; there are {there}')
 
-    async def peer_id(self, region: str, word: str) -> int:
-        """Read a peer: its ID, ``host``, or the name of its VM."""
+    async def peer_id(self, region: str, word: str, kind: str = "region") -> int:
+        """Read a peer: its ID, ``host``, or the name of its VM; of a client's peers only the ID is known."""
         if word.isascii() and word.isdecimal() and int(word) <= UINT16_MAX:
             return int(word)
+        if kind == "client":
+            seen = ", ".join(str(peer["id"]) for peer in (await self.one(kind, region))["peers"]) or "nobody"
+            raise Refused(f'"{word}" is no ID of a peer that client "{region}" sees; there is: {seen}')
         known = await self.region(region)
         if word == "host":
             if not known["host-peer"]:
@@ -210,6 +228,24 @@ class Daemon:
         there = ", ".join(f"{peer['id']} ({peer['vm'] or 'no name'})" for peer in known["peers"]) or "nobody"
         cause = f'several peers called "{word}"' if ids else f'no peer "{word}"'
         raise Refused(f'region "{region}" has {cause}; connected: {there}')
+
+
+def place(kind: str, name: str) -> tuple[str, str]:
+    """Give path and interface of what is of one of `KINDS`."""
+    from ..bus import names, paths
+
+    make, interface = {
+        "region": (paths.region, names.REGION),
+        "device": (paths.device, names.DEVICE),
+        "client": (paths.client, names.CLIENT),
+        "flat": (paths.flat, names.FLAT),
+    }[kind]
+    return make(name), interface
+
+
+def _another(kind: str, name: str, other: str) -> Refused:
+    """Say that what is called so is of another kind."""
+    return Refused(f'no {WORDS[kind]} "{name}", but a {WORDS[other]}; doorbellctl status {name} shows it')
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

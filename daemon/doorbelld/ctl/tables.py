@@ -58,8 +58,8 @@ def facts(known: Mapping[str, str]) -> None:
 
 
 def overview(known: dict[str, Any], address: str) -> None:
-    """Print everything in short: the regions, and their peers beneath; then the devices."""
-    from . import device_tables
+    """Print everything in short: the regions, and their peers beneath; then devices, clients and flat devices."""
+    from . import client_tables, device_tables
 
     regions: dict[str, dict[str, Any]] = known["regions"]
     devices: dict[str, dict[str, Any]] = known["devices"]
@@ -68,7 +68,7 @@ def overview(known: dict[str, Any], address: str) -> None:
     where = address.removeprefix("unix:path=")
     click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used} of {limit} descriptors in use")
     click.echo()
-    if not regions and not devices:
+    if not any(known[kinds] for kinds in ("regions", "devices", "clients", "flats")):
         click.echo(_NOTHING_YET)
         return
     if regions:
@@ -80,13 +80,20 @@ def overview(known: dict[str, Any], address: str) -> None:
             name = next(iter(devices))
             click.echo()
             click.echo(f"No front-end is connected. What a guest needs: doorbellctl qemu-args {name}")
+    before = bool(regions or devices)
+    for there, show in ((known["clients"], client_tables.clients), (known["flats"], client_tables.flats)):
+        if there:
+            click.echo("\n" * before, nl=False)
+            show(there)
+            before = True
 
 
 def counts(known: Mapping[str, Any]) -> str:
     """Say how much there is."""
     peers = sum(len(region["peers"]) for region in known["regions"].values())
     words = f"{plural(len(known['regions']), 'region')}, {plural(peers, 'peer')}"
-    return f"{words}, {plural(len(known['devices']), 'device')}" if known["devices"] else words
+    others = (("devices", "device"), ("clients", "client"), ("flats", "flat device"))
+    return ", ".join([words, *(plural(len(known[kinds]), what) for kinds, what in others if known.get(kinds))])
 
 
 def _overview_of_regions(regions: Mapping[str, Mapping[str, Any]], peers: int) -> None:

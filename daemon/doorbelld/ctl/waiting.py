@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command wait: until a guest rings the host peer, and then a command.
+"""The command wait: until somebody rings the host peer, a client or a flat device, and then a command.
 
 Theory of operation
 -------------------
-The truth is the property ``HostRings``: how often the host peer was rung, by vector, since the region was made. The
+The truth is the property ``HostRings`` of a region, or ``Rings`` of a client or a flat device: how often that was rung,
+by vector, since it was made. The
 daemon's signals say only that it is time to look at it. What was there at the start is subtracted; what comes on top,
 at whatever moment, while a command runs or while the daemon is being restarted, is in the next look. Totals survive
 a restart with the daemon's state. Where that is not kept (no descriptor store), a daemon starts from nothing: totals
@@ -26,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import complete_vector, region_argument
-from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
+from .arguments import complete_one_of, complete_vector, kind_option_of
+from .session import UINT16_MAX, WORDS, Daemon, Refused, Session, json_option, pass_session, place, plural
 
 if TYPE_CHECKING:
     from ..bus.client import Client, Subscription
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TIMED_OUT = 124
 """Exit status when the time is over, as timeout(1) has it."""
 _SIGNALLED = 128
+_RUNG = {"region": ("HostRings", "Rung"), "client": ("Rings", "Rung"), "flat": ("Rings", "Interrupt")}
+"""What can be rung: the property with the totals, and the signal that they have grown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,13 @@ class Tally:
         if self._totals is None:
             self._totals = list(totals)
             self._new = [0] * len(totals)
-            if self._vector is not None and self._after is not None:
+            if self._vector is not None and self._after is not None and self._vector < len(totals):
                 self._totals[self._vector] = self._after
-        if len(totals) != len(self._totals):  # the region was made anew, in another shape
+        grown = len(totals) - len(self._totals)
+        if grown > 0 and all(before <= now for before, now in zip(self._totals, totals, strict=False)):
+            self._totals += [0] * grown  # a client gets one vector after the other
+            self._new += [0] * grown
+        elif grown:  # it was made anew, in another shape
             self._totals = [0] * len(totals)
             self._new = (self._new + [0] * len(totals))[: len(totals)]
         for vector, (before, now) in enumerate(zip(self._totals, totals, strict=True)):
@@ -80,13 +87,30 @@ class Tally:
 
 
 class Wait:
-    """One run of the command: what is waited for, and what happens then."""
+    """One run of the command: what is waited for, and what happens then.
+
+    *limit* is how many rings are told of before it ends; None is no limit, but for *last*: the first time ends it.
+    *begin* is told on standard error once nothing is missed any more.
+    """
 
     def __init__(
-        self, session: Session, region: str, vector: int | None, after: int | None, least: int, command: str, last: bool
+        self,
+        session: Session,
+        name: str,
+        kind: str | None,
+        vector: int | None = None,
+        after: int | None = None,
+        least: int = 1,
+        command: str = "",
+        last: bool = False,
+        limit: int | None = None,
+        begin: str = "",
     ) -> None:
         self._session = session
-        self._region = region
+        self._name = name
+        self._kind = kind
+        self._limit = limit
+        self._begin = begin
         self._vector = vector
         self._least = least
         self._command = command
@@ -105,28 +129,34 @@ class Wait:
             async with asyncio.timeout(seconds) as self._time:
                 return await outlive(self._session, self._on_bus, self._gone)
         except TimeoutError:
-            click.echo(f"doorbellctl: {self._region}: nobody rang in {seconds:g} s", err=True)
+            click.echo(f"doorbellctl: {self._name}: nobody rang in {seconds:g} s", err=True)
             return TIMED_OUT
 
     async def _on_bus(self, client: Client, back: bool) -> int:
         """Wait on one bus; it is lost with BusUnavailable."""
-        from ..bus import paths
         from ..bus.client import OWNER_CHANGED, Match
-        from ..bus.names import OBJECT_MANAGER, REGION, ROOT
+        from ..bus.names import OBJECT_MANAGER, ROOT
 
-        path = paths.region(self._region)
-        rung = Match(path=path, interface=REGION, member="Rung")
+        if self._kind is None:
+            self._kind, _ = await Daemon(client).find(self._name, None, tuple(_RUNG))
+        path, interface = place(self._kind, self._name)
+        rung = Match(path=path, interface=interface, member=_RUNG[self._kind][1])
         removed = Match(path=ROOT, interface=OBJECT_MANAGER, member="InterfacesRemoved")
         async with await client.subscribe(rung, removed, OWNER_CHANGED) as signals:
             time_to_look = asyncio.Event()
-            listening = asyncio.create_task(self._listen(signals, path, time_to_look))
+            listening = asyncio.create_task(self._listen(signals, path, interface, time_to_look))
             try:
                 while True:
                     time_to_look.clear()
-                    await self._look(client, path)
+                    await self._look(client, path, interface)
+                    if self._begin:
+                        click.echo(self._begin, err=True)
+                        self._begin = ""
                     while (rings := self._tally.take(self._least)) is not None:
                         status = await self._tell(rings)
-                        if self._last:
+                        if self._limit is not None:
+                            self._limit -= rings.count
+                        if self._last or (self._limit is not None and self._limit <= 0):
                             return status
                     await _first_of(listening, time_to_look)
             finally:
@@ -134,38 +164,40 @@ class Wait:
                 with contextlib.suppress(asyncio.CancelledError, Exception):  # what ended it has been raised above
                     await listening
 
-    async def _listen(self, signals: Subscription, path: str, time_to_look: asyncio.Event) -> None:
-        from ..bus.names import REGION
-
+    async def _listen(self, signals: Subscription, path: str, interface: str, time_to_look: asyncio.Event) -> None:
         async for heard in signals:
             match heard.member, heard.body:
                 case "NameOwnerChanged", [_, _, ""]:
                     self._gone()
                 case "InterfacesRemoved", [gone, interfaces]:
-                    if gone == path and REGION in interfaces:
-                        raise Refused(f'region "{self._region}" was removed; nobody can ring there any more')
+                    if gone == path and interface in interfaces:
+                        raise Refused(f"{self._what} was removed; nobody can ring there any more")
                 case _:
                     time_to_look.set()
 
-    async def _look(self, client: Client, path: str) -> None:
-        from ..bus.client import CallFailed
-        from ..bus.names import REGION
+    @property
+    def _what(self) -> str:
+        return f'{WORDS[self._kind or "region"]} "{self._name}"'
 
+    async def _look(self, client: Client, path: str, interface: str) -> None:
+        from ..bus.client import CallFailed
+
+        assert self._kind is not None
         if not self._checked:
-            known = await Daemon(client).region(self._region)
-            if not known["host-peer"]:
+            known = await Daemon(client).one(self._kind, self._name)
+            if not known.get("host-peer", True):
                 cure = "so no guest can ring the host there; make it with --host-peer"
-                raise Refused(f'region "{self._region}" has no host peer, {cure}')
-            if self._vector is not None and self._vector >= known["vectors"]:
-                raise Refused(f'region "{self._region}" has vectors 0 to {known["vectors"] - 1}, not {self._vector}')
+                raise Refused(f"{self._what} has no host peer, {cure}")
+            if self._vector is not None and 0 < known["vectors"] <= self._vector:
+                raise Refused(f"{self._what} has vectors 0 to {known['vectors'] - 1}, not {self._vector}")
             self._checked = True
         try:
-            self._tally.see(await client.get(path, REGION, "HostRings"))
+            self._tally.see(await client.get(path, interface, _RUNG[self._kind][0]))
         except CallFailed as error:
             if error.nobody_there:  # it comes back, and its name with it
                 return
             if error.kind in ("UnknownObject", "UnknownInterface", "UnknownMethod"):
-                await Daemon(client).call("ListPeers", "s", self._region)  # it knows best how to say so
+                await Daemon(client).one(self._kind, self._name)  # which knows how to say so
             raise
 
     async def _tell(self, rings: Rings) -> int:
@@ -175,12 +207,12 @@ class Wait:
         try:
             if self._command:
                 return await self._execute(rings)
-            values = {"region": self._region, "vector": rings.vector, "count": rings.count, "total": rings.total}
+            values = {str(self._kind): self._name, "vector": rings.vector, "count": rings.count, "total": rings.total}
             if self._session.json:
                 click.echo(json.dumps(values))
             else:
                 times = plural(rings.count, "ring")
-                click.echo(f"{self._region}: vector {rings.vector}: {times}, {rings.total} in all")
+                click.echo(f"{self._name}: vector {rings.vector}: {times}, {rings.total} in all")
             sys.stdout.flush()
             return 0
         finally:
@@ -190,7 +222,7 @@ class Wait:
     async def _execute(self, rings: Rings) -> int:
         environment = {
             **os.environ,
-            "DOORBELLD_REGION": self._region,
+            f"DOORBELLD_{str(self._kind).upper()}": self._name,
             "DOORBELLD_VECTOR": str(rings.vector),
             "DOORBELLD_COUNT": str(rings.count),
             "DOORBELLD_TOTAL": str(rings.total),
@@ -234,8 +266,9 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 
 @click.command()
-@region_argument
+@click.argument("name", shell_complete=complete_one_of(*_RUNG))
 @click.argument("vector", type=click.IntRange(0, UINT16_MAX), required=False, shell_complete=complete_vector)
+@kind_option_of(*_RUNG)
 @click.option("--exec", "command", metavar="CMD", default="", help="Run CMD, by the shell, instead of printing.")
 @click.option("--forever", is_flag=True, help="Go on with the next ring, until Ctrl-C.")
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Wait for N rings of a vector, not one.")
@@ -247,15 +280,16 @@ def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float
 )
 @json_option
 @pass_session
-def wait(session: Session, /, region: str, vector: int | None, **given: Any) -> None:
-    r"""Wait until a guest rings the host peer of REGION: at VECTOR, or at any.
+def wait(session: Session, /, name: str, vector: int | None, kind: str | None, **given: Any) -> None:
+    r"""Wait until a guest rings the host peer of a region, a client or a flat device: at VECTOR, or at any.
 
     Then say so, or run a command. With --forever, each time; rings that come while the command runs add up, and the
     next run is told how many they were. None is lost, not even while the daemon is restarted, since its totals count
     (and systemd keeps them for it). If the daemon goes away, wait waits for it, too.
 
-    --exec runs CMD with these in its environment: DOORBELLD_REGION, DOORBELLD_VECTOR, DOORBELLD_COUNT (rings that
-    nobody has been told of yet) and DOORBELLD_TOTAL (all rings of that vector so far).
+    --exec runs CMD with these in its environment: DOORBELLD_REGION (or DOORBELLD_CLIENT, DOORBELLD_FLAT),
+    DOORBELLD_VECTOR, DOORBELLD_COUNT (rings that nobody has been told of yet) and DOORBELLD_TOTAL (all rings of that
+    vector so far).
 
     A script that calls wait again and again misses nothing in between if it hands the total that it was told to
     --after.
@@ -270,7 +304,7 @@ def wait(session: Session, /, region: str, vector: int | None, **given: Any) -> 
     \b
     Exit status:
       0    somebody rang; with --exec, what CMD ended with (128 + N for signal N)
-      1    refused, or the region was removed
+      1    refused, or what was waited for was removed
       69   there was no daemon at the start
       124  the time is over
       130  Ctrl-C (143: SIGTERM)
@@ -279,7 +313,8 @@ def wait(session: Session, /, region: str, vector: int | None, **given: Any) -> 
 
     if given["after"] is not None and vector is None:
         raise click.UsageError("--after is a total of one vector; name the VECTOR")
-    waiting = Wait(session, region, vector, given["after"], given["count"], given["command"], last=not given["forever"])
+    least, command = given["count"], given["command"]
+    waiting = Wait(session, name, kind, vector, given["after"], least, command, last=not given["forever"])
     try:
         status = run_until_stopped(lambda: waiting.run(given["timeout"]))
     except Stopped as stopped:

@@ -1,12 +1,24 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host tells those who listen: the events of regions and devices themselves, and their coming and going."""
+"""What the host tells those who listen: the events of what it has themselves, and its coming and going.
+
+Flat devices are clients here: what happens to a `HostFlat` is a `ClientEvent` too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..ivshmem.client_events import (
+    ClientChanged,
+    ClientEvent,
+    ClientPeerAdded,
+    ClientPeerRemoved,
+    ClientRung,
+    ClientStateChanged,
+    ClientUnkept,
+)
 from ..ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, RegionChanged, RegionEvent, Rung, Unkept
 from ..vhost.events import (
     ConfigChanged,
@@ -21,7 +33,7 @@ from ..vhost.events import (
     StateChanged,
 )
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,28 @@ class DeviceRemoved(DeviceEvent):
     """*device* is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientAdded(ClientEvent):
+    """*client* looks for its server now; it goes on with it, if it was *revived* after a restart."""
+
+    revived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRemoved(ClientEvent):
+    """*client* is gone."""
+
+
 __all__ = [
+    "ClientAdded",
+    "ClientChanged",
+    "ClientEvent",
+    "ClientPeerAdded",
+    "ClientPeerRemoved",
+    "ClientRemoved",
+    "ClientRung",
+    "ClientStateChanged",
+    "ClientUnkept",
     "ConfigChanged",
     "DeviceAdded",
     "DeviceChanged",

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The model: every region and every vhost-user device there is.
+"""The model: every region and every vhost-user device there is, and every client and flat device of other regions.
 
 Where there is a keeper, each region is kept under a number of its own: what it keeps is called ``r<number>.<part>``.
-`revive` makes the regions anew from what came back. Devices are not kept: their front-ends connect anew.
+`revive` makes the regions anew from what came back. Devices are not kept: their front-ends connect anew. Clients and
+flat devices are alike, and kept too: see `clients`.
 
 `Host` is handed to whoever needs it; there is no global state. It changes only through its methods and through what
 peers do, and tells each change to its listeners, in order, at once. A listener must not raise and must not block.
@@ -17,7 +18,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import (
@@ -35,22 +35,18 @@ from ..fds.ledger import Ledger, NewerState
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..ivshmem import memory
+from ..ivshmem.clientspec import ClientSpec, FlatSpec
+from ..ivshmem.hostclient import HostClient, HostFlat
 from ..ivshmem.region import Region
 from ..ivshmem.revival import read_state, revive, spec_of
 from ..ivshmem.spec import RegionSpec
 from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
+from . import clients
+from .clients import CLIENT, FLAT, Dock, Unusable
 from .events import DeviceAdded, DeviceRemoved, HostEvent, RegionAdded, RegionChanged, RegionRemoved
 
 Spec = TypeVar("Spec", RegionSpec, DeviceSpec)
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """A region that was kept and can't be made anew."""
-
-    name: str
-    reason: str
 
 
 class _Remains:
@@ -90,9 +86,9 @@ class _Remains:
 
 
 class Host:
-    """All regions and devices of a daemon whose default sockets live below *runtime_directory*.
+    """All that a daemon has, whose default sockets live below *runtime_directory*.
 
-    *keeper*, if any, keeps the regions.
+    *keeper*, if any, keeps the regions, the clients and the flat devices.
     """
 
     def __init__(
@@ -113,6 +109,10 @@ class Host:
         self._spare = Spare()
         self._coming: set[str] = set()
         self._going: set[str] = set()
+        self._clients = Dock(CLIENT, loop, self._emit)
+        self._flats = Dock(FLAT, loop, self._emit)
+        self.clients: dict[str, HostClient] = self._clients.there
+        self.flats: dict[str, HostFlat] = self._flats.there
 
     def listen(self, hear: Callable[[HostEvent], None]) -> None:
         """Call *hear* with each event from now on."""
@@ -180,9 +180,9 @@ class Host:
         return self.keeper, f"r{self._number}."
 
     def revive(self, kept: Kept, configured: Mapping[str, RegionSpec], sockets: Kept) -> list[Unusable]:
-        """Make the regions anew that are in *kept*, with the listening sockets that others gave us for them.
+        """Make anew what is in *kept*: regions, with the listening sockets that others gave us for them; then the rest.
 
-        What can't be made anew is let go of, and returned. What is in *kept* and of no region stays there.
+        What can't be made anew is let go of, and returned. What is in *kept* and of none of them stays there.
 
         Raises:
             NewerState: a newer version wrote it; nothing was touched.
@@ -192,6 +192,7 @@ class Host:
         found = [_Remains(f"r{number}.", kept.below(f"r{number}.")) for number in numbers]
         for remains in found:
             remains.read()
+        joined = self._clients.remains(kept), self._flats.remains(kept)
         for remains in found:
             self._revive_one(remains, configured, sockets)
         unusable = [remains for remains in found if remains.trouble]
@@ -199,7 +200,11 @@ class Host:
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
         for remains in unusable:
             remains.close(in_use)
-        return [Unusable(remains.name, remains.trouble) for remains in unusable]
+        return [
+            *(Unusable(remains.name, remains.trouble) for remains in unusable),
+            *self._clients.revive(joined[0], self.keeper),
+            *self._flats.revive(joined[1], self.keeper),
+        ]
 
     def _revive_one(self, remains: _Remains, configured: Mapping[str, RegionSpec], sockets: Kept) -> None:
         assert self.keeper is not None
@@ -231,17 +236,20 @@ class Host:
         self._emit(RegionAdded(region, revived=True))
 
     def keep(self, keeper: Keeper) -> bool:
-        """Leave a record of all regions with *keeper*; False if there is no room."""
+        """Leave a record of all regions, clients and flat devices with *keeper*; False if there is no room."""
         self.keeper = keeper
-        return all(
+        regions = all(
             region.keep(*keeping) for region in self.regions.values() if (keeping := self._keeping()) is not None
         )
+        return regions and self._clients.keep(keeper) and self._flats.keep(keeper)
 
     def unkeep(self) -> None:
-        """Take the record of all regions back, and leave none any more."""
+        """Take all records back, and leave none any more."""
         self.keeper = None
         for region in self.regions.values():
             region.unkeep()
+        self._clients.unkeep()
+        self._flats.unkeep()
 
     def change_region(self, spec: RegionSpec, configured: bool) -> None:
         """Have a region go by another spec, which differs in nothing that is frozen.
@@ -337,6 +345,72 @@ class Host:
             self.devices.pop(name, None)
             self._emit(DeviceRemoved(device))
 
+    # Clients and flat devices
+
+    def client(self, name: str) -> HostClient:
+        """Find a client by name.
+
+        Raises:
+            NoSuchClient: naming those that there are.
+        """
+        return self._clients.find(name)
+
+    def create_client(self, spec: ClientSpec, configured: bool = False) -> HostClient:
+        """Make a client, which looks for its server from now on.
+
+        Raises:
+            ClientExists: there is one of that name.
+        """
+        return self._clients.create(spec, configured, self.keeper)
+
+    def change_client(self, spec: ClientSpec, configured: bool) -> None:
+        """Have a client go by another spec, which differs in nothing that is frozen.
+
+        Raises:
+            NoSuchClient: it is not there.
+        """
+        self._clients.change(spec, configured)
+
+    def remove_client(self, name: str) -> None:
+        """Have a client leave its region, and let go of it.
+
+        Raises:
+            NoSuchClient: it is not there.
+        """
+        self._clients.remove(name)
+
+    def flat(self, name: str) -> HostFlat:
+        """Find a flat device by name.
+
+        Raises:
+            NoSuchFlatDevice: naming those that there are.
+        """
+        return self._flats.find(name)
+
+    def create_flat(self, spec: FlatSpec, configured: bool = False) -> HostFlat:
+        """Make a flat device, which looks for its server from now on.
+
+        Raises:
+            FlatDeviceExists: there is one of that name.
+        """
+        return self._flats.create(spec, configured, self.keeper)
+
+    def change_flat(self, spec: FlatSpec, configured: bool) -> None:
+        """Have a flat device go by another spec, which differs in nothing that is frozen.
+
+        Raises:
+            NoSuchFlatDevice: it is not there.
+        """
+        self._flats.change(spec, configured)
+
+    def remove_flat(self, name: str) -> None:
+        """Have a flat device leave its region, and let go of it.
+
+        Raises:
+            NoSuchFlatDevice: it is not there.
+        """
+        self._flats.remove(name)
+
     # The end
 
     async def close_devices(self, reason: str) -> list[Backend]:
@@ -348,6 +422,8 @@ class Host:
     async def close(self) -> None:
         """Let go of everything; the daemon stops. What is kept stays kept: this may be a restart."""
         await self.close_devices("the daemon stops")
+        self._clients.close()
+        self._flats.close()
         for name in list(self.regions):
             region = self.regions.pop(name)
             if region.kept:
@@ -374,6 +450,8 @@ class Host:
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
             "regions": {name: _describe_region(region) for name, region in sorted(self.regions.items())},
             "devices": {name: _describe_device(device) for name, device in sorted(self.devices.items())},
+            "clients": {name: clients.describe(client) for name, client in sorted(self.clients.items())},
+            "flats": {name: clients.describe(flat) for name, flat in sorted(self.flats.items())},
         }
 
 
@@ -381,6 +459,7 @@ def _describe_region(region: Region) -> dict[str, Any]:
     return {
         **region.spec.as_options(),
         "host-rings": region.host.totals if region.host else [],
+        "pairs": None if region.relay is None else [_dashed(dataclasses.asdict(pair)) for pair in region.relay.pairs()],
         "peers": [
             {
                 "id": peer.id,
@@ -392,10 +471,19 @@ def _describe_region(region: Region) -> dict[str, Any]:
                 "since": peer.since,
                 "vectors": peer.vectors,
                 "backlog": peer.backlog,
+                **_rings(region, peer.id),
             }
             for peer in region.peers.values()
         ],
     }
+
+
+def _rings(region: Region, peer_id: int) -> dict[str, int]:
+    """Say what a relay has counted of a peer."""
+    if region.relay is None:
+        return {}
+    sent, received = region.relay.totals(peer_id)
+    return {"rings-sent": sent, "rings-received": received}
 
 
 def _describe_device(device: Backend) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what there is to what the configuration wants: the difference, and nothing else, for regions and for devices.
+"""From what there is to what the configuration wants: the difference, and nothing else, for all kinds of things.
 
 What was made over D-Bus is not the configuration's business, unless it comes to name it.
 """
@@ -10,21 +10,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import Problem
+from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec
 from ..options import frozen_differences
 from ..vhost.spec import DeviceSpec
-from .host import Host, Spec
+from .host import Host
 
+Spec = TypeVar("Spec", RegionSpec, DeviceSpec, ClientSpec, FlatSpec)
+Joining = TypeVar("Joining", ClientSpec, FlatSpec)
 Table = TypeVar("Table", bound=Any)
 """A dataclass of options."""
 
 
 @dataclass(slots=True)
 class Changes(Generic[Spec]):
-    """What is to be done with regions, or with devices, in this order."""
+    """What is to be done with things of one kind, in this order."""
 
     gone: list[str] = field(default_factory=list)
     changed: list[Spec] = field(default_factory=list)
@@ -38,22 +42,32 @@ class Plan:
     regions: Changes[RegionSpec] = field(default_factory=Changes)
     devices: Changes[DeviceSpec] = field(default_factory=Changes)
     problems: list[Problem] = field(default_factory=list)
+    clients: Changes[ClientSpec] = field(default_factory=Changes)
+    flats: Changes[FlatSpec] = field(default_factory=Changes)
 
 
 class _Thing(Protocol[Spec]):
-    """A region or a device, as far as a plan looks at it."""
+    """A region, a device, a client or a flat device, as far as a plan looks at it."""
 
     spec: Spec
     configured: bool
 
 
-def make_plan(host: Host, regions: Mapping[str, RegionSpec], devices: Mapping[str, DeviceSpec]) -> Plan:
+def make_plan(
+    host: Host,
+    regions: Mapping[str, RegionSpec],
+    devices: Mapping[str, DeviceSpec],
+    clients: Mapping[str, ClientSpec] = MappingProxyType({}),
+    flats: Mapping[str, FlatSpec] = MappingProxyType({}),
+) -> Plan:
     """Compare what *host* has with what is wanted; changes nothing."""
     problems: list[Problem] = []
     return Plan(
         _compare(host.regions, map(host.with_defaults, regions.values()), _approach_region, problems),
         _compare(host.devices, map(host.with_defaults, devices.values()), _approach_device, problems),
         problems,
+        _compare(host.clients, clients.values(), _approach_joining, problems),
+        _compare(host.flats, flats.values(), _approach_joining, problems),
     )
 
 
@@ -91,6 +105,12 @@ def _approach_device(old: DeviceSpec, new: DeviceSpec, problems: list[Problem]) 
         problems += frozen_differences(old.own, new.own, prefix, cure)
         own = _with_frozen_of(old.own, new.own)
     return dataclasses.replace(_with_frozen_of(old, new), kind=old.kind, own=own)
+
+
+def _approach_joining(old: Joining, new: Joining, problems: list[Problem]) -> Joining:
+    cure = f"doorbellctl remove-{new.KIND} {new.name}, then reload; it joins anew, with another ID"
+    problems += frozen_differences(old, new, f"{new.KIND}.{new.name}", cure)
+    return _with_frozen_of(old, new)
 
 
 def _with_frozen_of(old: Table, new: Table) -> Table:

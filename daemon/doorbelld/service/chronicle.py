@@ -10,6 +10,14 @@ import structlog
 
 from ..fds.peercred import Credentials
 from ..host.events import (
+    ClientAdded,
+    ClientChanged,
+    ClientEvent,
+    ClientPeerAdded,
+    ClientPeerRemoved,
+    ClientRemoved,
+    ClientStateChanged,
+    ClientUnkept,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -32,6 +40,8 @@ from ..host.events import (
     StateChanged,
     Unkept,
 )
+from ..ivshmem.hostclient import HostFlat
+from ..ivshmem.link import ClientState
 from ..ivshmem.revival import LOST
 from ..log import Later, Limiter
 
@@ -51,8 +61,12 @@ class Chronicle:
         """Log *event*, if it is worth a line."""
         if isinstance(event, DeviceEvent):
             self._hear_of_device(event)
-        else:
+        elif not isinstance(event, ClientEvent):
             self._hear_of_region(event)
+        elif isinstance(event.client, HostFlat):
+            self._hear_of_flat(event)
+        else:
+            self._hear_of_client(event)
 
     def _hear_of_region(self, event: RegionEvent) -> None:
         region = event.region.name
@@ -111,6 +125,66 @@ class Chronicle:
                 log.debug("device queue", device=device, queue=index)
             case Negotiated():
                 log.debug("device negotiated", device=device)
+
+    def _hear_of_client(self, event: ClientEvent) -> None:
+        client, there = event.client.name, event.client
+        match event:
+            case ClientAdded(revived=True):
+                log.info("client restored", client=client, server=there.spec.socket, state=there.state.value)
+            case ClientAdded():
+                log.info("client is there", client=client, server=there.spec.socket)
+            case ClientChanged():
+                log.info("client changed", client=client)
+            case ClientRemoved():
+                log.info("client removed", client=client)
+            case ClientStateChanged(new=ClientState.CLOSED):
+                pass  # which is told as its removal
+            case ClientStateChanged(new=ClientState.CONNECTED):
+                text = "client joined a region"
+                self._limited(log.info, f"client {client}: joins", text, client=client, id=there.id)
+            case ClientStateChanged(old=ClientState.CONNECTED):
+                text = "client lost its region"
+                self._limited(log.warning, f"client {client}: leaves", text, client=client, reason=there.reason)
+            case ClientStateChanged() if there.link.failure is not None:
+                text = "client can't join its region"
+                self._limited(log.warning, f"client {client}: fails", text, client=client, reason=there.reason)
+            case ClientUnkept(reason=reason):
+                text = "not everything of a client can be kept over a restart"
+                self._limited(log.warning, f"client {client}: unkept", text, client=client, reason=reason)
+            case ClientPeerAdded(peer_id=peer):
+                log.debug("peer joined a client's region", client=client, peer=peer)
+            case ClientPeerRemoved(peer_id=peer):
+                log.debug("peer left a client's region", client=client, peer=peer)
+
+    def _hear_of_flat(self, event: ClientEvent) -> None:
+        flat, there = event.client.name, event.client
+        match event:
+            case ClientAdded(revived=True):
+                log.info("flat device restored", flat=flat, server=there.spec.socket, state=there.state.value)
+            case ClientAdded():
+                log.info("flat device serves", flat=flat, server=there.spec.socket)
+            case ClientChanged():
+                log.info("flat device changed", flat=flat)
+            case ClientRemoved():
+                log.info("flat device removed", flat=flat)
+            case ClientStateChanged(new=ClientState.CLOSED):
+                pass  # which is told as its removal
+            case ClientStateChanged(new=ClientState.CONNECTED):
+                text = "flat device joined a region"
+                self._limited(log.info, f"flat {flat}: joins", text, flat=flat, id=there.id)
+            case ClientStateChanged(old=ClientState.CONNECTED):
+                text = "flat device lost its region"
+                self._limited(log.warning, f"flat {flat}: leaves", text, flat=flat, reason=there.reason)
+            case ClientStateChanged() if there.link.failure is not None:
+                text = "flat device can't join its region"
+                self._limited(log.warning, f"flat {flat}: fails", text, flat=flat, reason=there.reason)
+            case ClientUnkept(reason=reason):
+                text = "not everything of a flat device can be kept over a restart"
+                self._limited(log.warning, f"flat {flat}: unkept", text, flat=flat, reason=reason)
+            case ClientPeerAdded(peer_id=peer):
+                log.debug("peer joined a flat device's region", flat=flat, peer=peer)
+            case ClientPeerRemoved(peer_id=peer):
+                log.debug("peer left a flat device's region", flat=flat, peer=peer)
 
 
 def _known(who: Credentials) -> dict[str, Any]:

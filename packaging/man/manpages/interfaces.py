@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from doorbelld import errors
-from doorbelld.bus import device_objects, names, objects, paths
+from doorbelld.bus import client_objects, device_objects, names, objects, paths
 from doorbelld.bus.interfaces import Interface
 from doorbelld.bus.views import View
 from doorbelld.devices import image
@@ -24,13 +24,16 @@ from . import roff
 XML = Path(__file__).parents[3] / "dbus"
 _EXAMPLE = paths.region("NAME")
 _DEVICE = paths.device("NAME")
+_CLIENT = paths.client("NAME")
 _PLACES = {
     names.MANAGER: names.ROOT,
     names.REGION: _EXAMPLE,
-    names.PEER: f"{_EXAMPLE}/peer/ID",
-    names.VECTOR: f"{_EXAMPLE}/peer/ID/vector/NUMBER",
+    names.PEER: f"{_EXAMPLE}/peer/ID, {_CLIENT}/peer/ID",
+    names.VECTOR: f"{_EXAMPLE}/peer/ID/vector/NUMBER, {_CLIENT}/peer/ID/vector/NUMBER",
     names.DEVICE: _DEVICE,
     names.QUEUE: f"{_DEVICE}/queue/NUMBER",
+    names.CLIENT: _CLIENT,
+    names.FLAT: paths.flat("NAME"),
 }
 """Our interfaces, in a reader's order, and where their objects are."""
 
@@ -109,7 +112,7 @@ def _interface(element: ET.Element, said: str) -> list[str]:
 
 def _action(interface: str, method: str) -> str:
     """Ask the view of *interface* what leave *method* needs."""
-    for view in (*vars(objects).values(), *vars(device_objects).values()):
+    for view in (*vars(objects).values(), *vars(device_objects).values(), *vars(client_objects).values()):
         if inspect.isclass(view) and issubclass(view, View) and view is not View and view.interface.name == interface:
             return view.calls[method].action.value
     raise LookupError(f"nothing answers for {interface}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from doorbelld import devices
 from doorbelld.config.loader import DaemonSpec
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec, in_units
 from doorbelld.vhost.access import FrontendRule
@@ -29,12 +30,15 @@ TABLES: dict[str, type] = {
     "rule": FrontendRule,
     "blk": devices.find("blk").Options,
     "rng": devices.find("rng").Options,
+    "client": ClientSpec,
+    "flat": FlatSpec,
 }
 """The tables by the name that ``keys.toml`` and the template give them."""
 PROSE = Path(__file__).parent.parent / "keys.toml"
 
 _TYPES = {
     "size": "a size",
+    "_size_or_none": "a size, or 0",
     "duration": "a duration",
     "mode": "a mode",
     "boolean": "true or false",

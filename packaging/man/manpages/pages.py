@@ -15,7 +15,9 @@ from doorbelld.ctl.app import SECTIONS
 from doorbelld.ctl.app import program as doorbellctl
 from doorbelld.main import main as doorbelld
 from doorbelld.standalone.blk import program as blk
+from doorbelld.standalone.client import program as client
 from doorbelld.standalone.rng import program as rng
+from doorbelld.standalone.server import program as server
 
 from . import commands, interfaces, keys, roff
 from .keys import Unwritten
@@ -26,6 +28,8 @@ TEMPLATES = Path(__file__).parent.parent
 PROGRAMS = {
     "doorbelld.8": doorbelld,
     "doorbellctl.1": doorbellctl,
+    "doorbell-client.1": client,
+    "doorbell-server.1": server,
     "doorbelld-vhost-user-blk.1": blk,
     "doorbelld-vhost-user-rng.1": rng,
 }

@@ -13,8 +13,16 @@ import pytest
 from doorbelld.bus import announcer as module
 from doorbelld.bus.announcer import Announcer
 from doorbelld.bus.interfaces import load
-from doorbelld.bus.names import DEVICE, PEER, QUEUE, REGION, ROOT
+from doorbelld.bus.names import CLIENT, DEVICE, FLAT, PEER, QUEUE, REGION, ROOT
 from doorbelld.host.events import (
+    ClientAdded,
+    ClientChanged,
+    ClientPeerAdded,
+    ClientPeerRemoved,
+    ClientRemoved,
+    ClientRung,
+    ClientStateChanged,
+    ClientUnkept,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -34,6 +42,9 @@ from doorbelld.host.events import (
     Rung,
     StateChanged,
 )
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
+from doorbelld.ivshmem.hostclient import HostClient, HostFlat
+from doorbelld.ivshmem.link import ClientState
 from doorbelld.vhost.events import State
 
 DEMO = f"{ROOT}/region/demo"
@@ -44,7 +55,8 @@ class FakeView:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.interface = load(QUEUE if "/queue/" in path else DEVICE if "/device/" in path else REGION)
+        kinds = {"/queue/": QUEUE, "/device/": DEVICE, "/client/": CLIENT, "/flat/": FLAT, "": REGION}
+        self.interface = load(next(name for part, name in kinds.items() if part in path))
         self.asked = 0
 
     def changed(self, names: Collection[str]) -> list[Any]:
@@ -343,3 +355,92 @@ async def test_under_pressure_changes_wait_and_are_told_once(stage: Stage, disk:
     stage.announcer.press(False)
     await stage.settle()
     assert len(stage.router.signals) == 1
+
+
+# Clients and flat devices
+
+LAB, MCU = f"{ROOT}/client/lab", f"{ROOT}/flat/mcu"
+
+
+@pytest.fixture
+async def lab(stage: Stage) -> HostClient:
+    stage.tree.add(LAB)
+    return HostClient(ClientSpec("lab", "/s"), asyncio.get_running_loop(), stage.announcer.hear)
+
+
+@pytest.fixture
+async def mcu(stage: Stage) -> HostFlat:
+    stage.tree.add(MCU)
+    return HostFlat(FlatSpec("mcu", "/s"), asyncio.get_running_loop(), stage.announcer.hear)
+
+
+async def test_a_clients_life(stage: Stage, lab: HostClient) -> None:
+    hear, peer = stage.announcer.hear, f"{LAB}/peer/7"
+    hear(ClientAdded(lab))
+    await stage.settle()
+    stage.tree.add(peer)
+    hear(ClientStateChanged(lab, ClientState.CONNECTING, ClientState.CONNECTED))
+    hear(ClientPeerAdded(lab, 7))
+    await stage.settle()
+    hear(ClientPeerRemoved(lab, 7))
+    hear(ClientStateChanged(lab, ClientState.CONNECTED, ClientState.CONNECTING))
+    assert stage.tree.dropped == [f"{LAB}/*", peer], "at once, not when it is told"
+    await stage.settle()
+    hear(ClientRemoved(lab))
+    await stage.settle()
+    changed = "Properties.PropertiesChanged"
+    joined = ["Id", "IvPosition", "MemorySize", "PeerCount", "Reason", "Since", "Size", "State"]
+    assert stage.router.signals == [
+        (ROOT, "ObjectManager.InterfacesAdded", [LAB, {"of": LAB}]),
+        (ROOT, "ObjectManager.InterfacesAdded", [peer, {"of": peer}]),
+        (LAB, "Client.PeerAdded", [7, peer]),
+        (LAB, changed, [CLIENT, joined, 1]),
+        (LAB, "Client.PeerRemoved", [7]),
+        (ROOT, "ObjectManager.InterfacesRemoved", [peer, [PEER]]),
+        (LAB, changed, [CLIENT, joined, 2]),
+        (ROOT, "ObjectManager.InterfacesRemoved", [LAB, [CLIENT]]),
+    ]
+
+
+async def test_a_flat_device_has_no_peers_on_the_bus(stage: Stage, mcu: HostFlat) -> None:
+    hear = stage.announcer.hear
+    hear(ClientAdded(mcu))
+    for number in range(30):
+        hear(ClientPeerAdded(mcu, number))
+    hear(ClientPeerRemoved(mcu, 0))
+    await stage.settle()
+    hear(ClientRemoved(mcu))
+    await stage.settle()
+    assert stage.router.signals == [
+        (ROOT, "ObjectManager.InterfacesAdded", [MCU, {"of": MCU}]),
+        (MCU, "Properties.PropertiesChanged", [FLAT, ["PeerCount"], 1]),
+        (ROOT, "ObjectManager.InterfacesRemoved", [MCU, [FLAT]]),
+    ]
+
+
+async def test_rings_of_both_are_sent_at_once_and_added_up_under_pressure(
+    stage: Stage, lab: HostClient, mcu: HostFlat
+) -> None:
+    hear = stage.announcer.hear
+    hear(ClientRung(lab, 2, 5))
+    hear(ClientRung(mcu, 2, 6))
+    assert stage.router.signals == [(LAB, "Client.Rung", [2, 5]), (MCU, "FlatDevice.Interrupt", [2, 6])]
+    stage.router.signals.clear()
+    stage.announcer.press(True)
+    for _ in range(100):
+        hear(ClientRung(lab, 0, 1))
+        hear(ClientRung(mcu, 1, (1 << 64) - 1))
+    assert stage.router.signals == []
+    stage.announcer.press(False)
+    assert stage.router.signals == [(LAB, "Client.Rung", [0, 100]), (MCU, "FlatDevice.Interrupt", [1, (1 << 64) - 1])]
+
+
+async def test_states_that_change_all_the_time_are_one_change_a_turn(stage: Stage, lab: HostClient) -> None:
+    for _ in range(100):
+        stage.announcer.hear(ClientStateChanged(lab, ClientState.CONNECTING, ClientState.CONNECTING))
+        stage.announcer.hear(ClientUnkept(lab, "no room"))
+    await stage.settle()
+    assert 0 < len(stage.changes()) < 10
+    stage.announcer.hear(ClientChanged(lab))
+    await stage.settle()
+    assert stage.changes()[-1][1] == sorted(load(CLIENT).properties)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from doorbelld.bus import interfaces
 from doorbelld.bus.names import (
+    CLIENT,
     DBUS_PEER,
     DEVICE,
+    FLAT,
     INTROSPECTABLE,
     MANAGER,
     OBJECT_MANAGER,
@@ -24,7 +26,7 @@ from doorbelld.bus.names import (
 )
 
 FILES = sorted((Path(__file__).parents[3] / "dbus").glob("*.xml"))
-OURS = (MANAGER, REGION, PEER, VECTOR, DEVICE, QUEUE)
+OURS = (MANAGER, REGION, PEER, VECTOR, DEVICE, QUEUE, CLIENT, FLAT)
 
 
 def test_there_is_a_file_for_each_interface() -> None:

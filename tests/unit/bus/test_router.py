@@ -22,14 +22,15 @@ from doorbelld.bus.authority import Action, Authority
 from doorbelld.bus.device_objects import DeviceView
 from doorbelld.bus.interfaces import load
 from doorbelld.bus.library import Message, MessageFlag, MessageType, Variant, parse
-from doorbelld.bus.names import DEVICE, MANAGER, PEER, QUEUE, REGION, ROOT, VECTOR
-from doorbelld.bus.objects import Tree
+from doorbelld.bus.names import CLIENT, DEVICE, FLAT, MANAGER, PEER, QUEUE, REGION, ROOT, VECTOR
 from doorbelld.bus.polkit import Answer, Polkit, Question
 from doorbelld.bus.router import Router
+from doorbelld.bus.tree import Tree
 from doorbelld.devices import find
 from doorbelld.devices.image import ImageUnavailable
 from doorbelld.fds.owned import Fd
 from doorbelld.host.host import Host
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.spec import RegionSpec
 from doorbelld.vhost.device import Device
 from doorbelld.vhost.spec import DeviceSpec
@@ -602,6 +603,41 @@ async def test_what_polkit_is_asked_of_devices(
     assert len(polkit.asked) == 1
 
 
+LAB, MCU = f"{ROOT}/client/lab", f"{ROOT}/flat/mcu"
+ASKED_OF_OTHERS: list[tuple[tuple[Any, ...], Action, dict[str, str]]] = [
+    ((ROOT, MANAGER, "ListClients"), Action.INSPECT, {}),
+    ((ROOT, MANAGER, "CreateClient", "ssa{sv}", "new", "/s", {}), Action.MANAGE, {"client": "new"}),
+    ((ROOT, None, "RemoveClient", "s", "demo"), Action.MANAGE, {"client": "demo"}),
+    ((ROOT, MANAGER, "CreateFlatDevice", "ssa{sv}", "x" * 65, "/s", {}), Action.MANAGE, {}),
+    ((ROOT, MANAGER, "RemoveFlatDevice", "s", "lab"), Action.MANAGE, {"flat": "lab"}),
+    ((LAB, CLIENT, "Broadcast"), Action.NOTIFY, {"client": "lab"}),
+    ((LAB, CLIENT, "ListPeers"), Action.INSPECT, {"client": "lab"}),
+    ((LAB, CLIENT, "OpenMemory"), Action.OPEN_MEMORY, {"client": "lab"}),
+    ((LAB, PROPERTIES, "GetAll", "s", ""), Action.INSPECT, {"client": "lab"}),
+    ((MCU, FLAT, "Read", "u", 8), Action.INSPECT, {"flat": "mcu"}),
+    ((MCU, FLAT, "Write", "uu", 12, 0), Action.NOTIFY, {"flat": "mcu"}),
+    ((MCU, FLAT, "WriteMemory", "tay", 0, b""), Action.OPEN_MEMORY, {"flat": "mcu"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "action", "about"), ASKED_OF_OTHERS, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(ASKED_OF_OTHERS)]
+)
+async def test_what_polkit_is_asked_of_clients_and_flat_devices(
+    bench: Bench, call: tuple[Any, ...], action: Action, about: dict[str, str]
+) -> None:
+    bench.host.create_client(ClientSpec("lab", "/nowhere/x"))
+    bench.host.create_flat(FlatSpec("mcu", "/nowhere/x"))
+    bench.authority.forget(polkit := FakePolkit(Answer.NO))
+    assert (await bench.error(*call, sender=STRANGER))[0] == OURS + "AccessDenied"
+    assert polkit.asked == [(Question(STRANGER, action.id, **about), False)]
+    assert polkit.asked[0][0].details == about
+    assert (list(bench.host.clients), list(bench.host.flats)) == (["lab"], ["mcu"])
+    bench.authority.forget(polkit := FakePolkit())
+    assert (await bench.call(*call, sender=STRANGER)).error_name != OURS + "AccessDenied"
+    assert len(polkit.asked) == 1
+
+
 @pytest.mark.parametrize(("call", "action", "region"), ASKED, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(ASKED)])
 async def test_what_polkit_is_asked(bench: Bench, call: tuple[Any, ...], action: Action | None, region: str) -> None:
     """About strangers only, and what it forbids does not happen."""
@@ -637,14 +673,17 @@ async def test_what_polkit_grants_happens(bench: Bench) -> None:
     await bench.rung(3, 1, 1, 1)
 
 
-@pytest.mark.parametrize(("kind", "known"), [("region", router._NAME_REGIONS), ("device", router._NAME_DEVICES)])
+@pytest.mark.parametrize(("kind", "known"), router._SUBJECTS.items())
 def test_the_methods_that_name_one_are_those_of_the_interface(kind: str, known: frozenset[str]) -> None:
+    made = "FlatDevice" if kind == "flat" else kind.title()
     methods = load(MANAGER).element.iter("method")
     first = {
         str(method.get("name")): next((str(arg.get("name")) for arg in method.iter("arg")), "") for method in methods
     }
     assert known == {
-        name for name, arg in first.items() if arg == kind or (arg == "name" and name.endswith(kind.title()))
+        name
+        for name, arg in first.items()
+        if arg == kind or (arg == "name" and name in (f"Create{made}", f"Remove{made}"))
     }
 
 

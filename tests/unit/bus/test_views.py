@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from doorbelld.bus import device_objects, objects
+from doorbelld.bus import client_objects, device_objects, objects
 from doorbelld.bus.authority import Action
 from doorbelld.bus.names import VECTOR
 from doorbelld.bus.views import View, method, prop
@@ -121,9 +121,15 @@ def test_a_method_that_the_xml_lacks() -> None:
         (
             objects.ManagerView,
             {
-                Action.INSPECT: {"ListRegions", "ListPeers", "ListDevices", "ListQueues", "Describe"},
+                Action.INSPECT: {
+                    *("ListRegions", "ListPeers", "ListDevices", "ListQueues", "ListClients", "ListFlatDevices"),
+                    "Describe",
+                },
                 Action.NOTIFY: {"Notify", "NotifyMany"},
-                Action.MANAGE: {"CreateRegion", "CreateDevice", "RemoveRegion", "RemoveDevice", "Reload"},
+                Action.MANAGE: {
+                    *("CreateRegion", "CreateDevice", "CreateClient", "CreateFlatDevice"),
+                    *("RemoveRegion", "RemoveDevice", "RemoveClient", "RemoveFlatDevice", "Reload"),
+                },
             },
         ),
         (
@@ -131,13 +137,31 @@ def test_a_method_that_the_xml_lacks() -> None:
             {
                 Action.NOTIFY: {"Notify", "NotifyPeer", "Broadcast", "NotifyMany", "OpenDoorbell"},
                 Action.OPEN_MEMORY: {"OpenMemory", "ReadMemory", "WriteMemory"},
-                Action.MANAGE: {"Attach", "Disconnect"},
+                Action.MANAGE: {"Attach", "Disconnect", "LimitPair", "PermitPair"},
+                Action.INSPECT: {"ListPairs"},
             },
         ),
         (objects.PeerView, {Action.NOTIFY: {"Notify", "NotifyAll"}, Action.MANAGE: {"Disconnect"}}),
         (objects.VectorView, {Action.NOTIFY: {"Notify"}}),
         (device_objects.DeviceView, {Action.MANAGE: {"Disconnect", "Reset", "Refresh"}}),
         (device_objects.QueueView, {Action.NOTIFY: {"Notify", "Kick"}}),
+        (
+            client_objects.ClientView,
+            {
+                Action.INSPECT: {"ListPeers"},
+                Action.NOTIFY: {"Notify", "NotifyPeer", "Broadcast", "NotifyMany", "OpenDoorbell"},
+                Action.OPEN_MEMORY: {"OpenMemory", "ReadMemory", "WriteMemory"},
+            },
+        ),
+        (client_objects.ForeignPeerView, {Action.NOTIFY: {"Notify", "NotifyAll"}, Action.MANAGE: {"Disconnect"}}),
+        (
+            client_objects.FlatDeviceView,
+            {
+                Action.INSPECT: {"Read"},
+                Action.NOTIFY: {"Write"},
+                Action.OPEN_MEMORY: {"OpenMemory", "ReadMemory", "WriteMemory"},
+            },
+        ),
     ],
 )
 def test_who_may_call_what(view: type[View], actions: dict[Action, set[str]]) -> None:

@@ -136,6 +136,7 @@ def test_what_it_comes_to_is_the_same_configuration(tmp_path: Path, name: str) -
     after = load(str(again))
     assert after.daemon == before.daemon
     assert after.regions == before.regions
+    assert (after.clients, after.flats) == (before.clients, before.flats)
 
 
 def test_defaults_are_what_the_specs_say(tmp_path: Path) -> None:
@@ -144,6 +145,18 @@ def test_defaults_are_what_the_specs_say(tmp_path: Path) -> None:
     after = load(str(again))
     assert after.daemon == DaemonSpec()
     assert after.regions == {"x": RegionSpec("x", socket=default_socket(RUNTIME_DIRECTORY, "x"))}
+
+
+def test_clients_and_flat_devices_have_all_keys() -> None:
+    made = config('[client.lab]\nsocket = "/s"\n[flat.mcu]\nsocket = "/s"\nmemory-size = "4M"\n[client.wrong]\n')
+    known = tables(made)
+    assert known["client"]["lab"] == {"vectors-max": 64, "reconnect": True, "socket": "/s"}
+    assert known["flat"]["mcu"] == {"vectors-max": 64, "reconnect": True, "socket": "/s", "memory-size": "4M"}
+    assert known["client"]["wrong"] == {"vectors-max": 64, "reconnect": True}
+    said = as_toml(made)
+    assert "[client.lab]  # a:1\n" in said
+    assert 'memory-size = "4M"  # a:5\n' in said
+    assert as_plain(made)["client.lab.reconnect"] == {"value": True, "file": None, "line": None, "overridden": []}
 
 
 KEYS = st.text('ab-. "\n\x7f\N{BLACK STAR}')

@@ -14,6 +14,7 @@ from doorbelld.config.sources import Document
 from doorbelld.devices.blk import BlkOptions
 from doorbelld.devices.rng import Options as RngOptions
 from doorbelld.errors import InvalidOptions, Problem
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.spec import RegionSpec
 from doorbelld.vhost.spec import DeviceSpec
 from hypothesis import given, settings
@@ -112,7 +113,7 @@ CASES = [
     ("stall-timeout = -1", "stall-timeout", "out of range", "such as"),
     ("stall-timeout = nan", "stall-timeout", "out of range", "such as"),
     (f"stall-timeout = 1{'0' * 400}", "stall-timeout", "out of range", "such as"),
-    ("relay = true", "relay", "not there yet", "leave it out"),
+    ("relay-rate = 5", "relay-rate", "limits nothing", "set relay = true"),
     ("peer = 3", "peer", "no array of tables", "write [["),
     ("peer = [3]", "peer[0]", "is no table", "write [["),
     ("peer = [{ id = 3 }]", "peer[0].match", "missing", "write it"),
@@ -464,7 +465,7 @@ def test_files_that_can_not_be_read_are_told_with_the_rest(tmp_path: Path) -> No
 WORDS = (
     "size vectors many-vectors socket owner group mode backing first-id host-peer host-peer-id max-peers stall-timeout "
     "relay peer match id may-ring vm uid gid unit pid-file runtime-directory log-level type connect queues queue-size "
-    "poll-us path read-only cache rate blk rng"
+    "poll-us path read-only cache rate blk rng vectors-max reconnect memory-size"
 )
 KEYS = st.sampled_from([*WORDS.split(" ")]) | st.text(max_size=8)
 SCALARS = (
@@ -517,3 +518,53 @@ def test_no_file_raises_anything_but_invalid_options(
         load(str(file))
     except InvalidOptions as error:
         assert error.problems
+
+
+# Clients and flat devices
+
+CLIENTS = """
+[client.lab]
+socket = "/tmp/ivshmem_socket"
+reconnect = false
+vectors-max = 8
+[flat.mcu]
+socket = "/run/doorbelld/demo/socket"
+memory-size = "4M"
+[flat.any]
+socket = "/run/doorbelld/demo/socket"
+memory-size = 0
+"""
+
+
+def test_clients_and_flat_devices(tmp_path: Path) -> None:
+    """One may join a region of ours, and several the same one: they make no sockets that could clash."""
+    file = tmp_path / "doorbelld.toml"
+    file.write_text(f"[region.demo]\n[region.lab]\n[region.mcu]\n{CLIENTS}")
+    found = load(str(file))
+    assert found.clients == {"lab": ClientSpec("lab", "/tmp/ivshmem_socket", vectors_max=8, reconnect=False)}
+    socket = "/run/doorbelld/demo/socket"
+    assert found.flats == {"mcu": FlatSpec("mcu", socket, memory_size=4 << 20), "any": FlatSpec("any", socket)}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "words"),
+    [
+        ("[client.a]\n", "client.a.socket", 1, "missing; it has no default"),
+        ("[flat.a]\nsocket = 'x'\n", "flat.a.socket", 2, "not an absolute path"),
+        ("[client.a]\nsocket = '/x'\nmemory-size = 3\n", "client.a.memory-size", 3, "unknown key"),
+        ("[flat.a]\nsocket = '/x'\nmemory-sice = 3\n", "flat.a.memory-sice", 3, 'did you mean "memory-size"?'),
+        ("[flat.a]\nsocket = '/x'\nmemory-size = false\n", "flat.a.memory-size", 3, "is not a size"),
+        ("[client.a]\nsocket = '/x'\nvectors-max = 0\n", "client.a.vectors-max", 3, "from 1 to 2048"),
+        ("[client.a]\nsocket = '/x'\nreconnect = 'no'\n", "client.a.reconnect", 3, "is not a boolean"),
+        ("[client.'a/b']\nsocket = '/x'\n", 'client."a/b"', 1, "can't be the name"),
+        ("client = 3\n", "client", 1, "write [client.NAME]"),
+        ("[flat]\na = 3\n", "flat.a", 2, "write [flat.a]"),
+        ("[clients.a]\n", "clients", 1, "known are [daemon], [region.NAME], [device.NAME], [client.NAME] and [flat"),
+    ],
+)
+def test_what_is_wrong_with_a_client_or_a_flat_device(
+    tmp_path: Path, text: str, key: str, line: int, words: str
+) -> None:
+    (problem,) = problems_of(tmp_path, text)
+    assert (problem.key.replace("client.a/b", 'client."a/b"'), place(problem)) == (key, f"doorbelld.toml:{line}")
+    assert words in str(problem)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from doorbelld.bus import names, paths
 from doorbelld.bus.client import Signal
 from doorbelld.ctl.monitor import Event, Interpreter
@@ -94,3 +95,59 @@ def test_a_configuration_that_comes_along_is_told_if_it_changed() -> None:
 def test_only_one_of_them() -> None:
     assert kinds(Interpreter("disk1"), changed(State="running")) == []
     assert kinds(Interpreter("disk0"), changed(State="running")) == [("device-state", "disk0")]
+
+
+# Clients and flat devices
+
+LAB, MCU = paths.client("lab-1"), paths.flat("mcu")
+
+
+@pytest.mark.parametrize(
+    ("signal", "told"),
+    [
+        (heard("Rung", 2, 5, path=LAB), ("rung", "lab-1", "was rung: vector 2, 5 times", {"vector": 2, "count": 5})),
+        (
+            heard("Interrupt", 0, 1, path=MCU),
+            ("interrupt", "mcu", "interrupt: vector 0, 1 time", {"vector": 0, "count": 1}),
+        ),
+        (heard("PeerAdded", 7, f"{LAB}/peer/7", path=LAB), ("peer-added", "lab-1", "sees peer 7", {"peer": 7})),
+        (heard("PeerRemoved", 7, path=LAB), ("peer-removed", "lab-1", "sees peer 7 no more", {"peer": 7})),
+        (
+            heard("InterfacesAdded", LAB, {names.CLIENT: {"Name": "lab-1", "Socket": "/s"}}, path=names.ROOT),
+            ("client-added", "lab-1", "client made, of the server at /s", {"socket": "/s"}),
+        ),
+        (
+            heard("InterfacesAdded", MCU, {names.FLAT: {"Name": "mcu", "Socket": "/s"}}, path=names.ROOT),
+            ("flat-added", "mcu", "flat device made, of the server at /s", {"socket": "/s"}),
+        ),
+        (
+            heard("InterfacesRemoved", MCU, [names.FLAT], path=names.ROOT),
+            ("flat-removed", "mcu", "flat device removed", {}),
+        ),
+    ],
+)
+def test_what_clients_and_flat_devices_tell(signal: Signal, told: tuple[str, str, str, dict[str, Any]]) -> None:
+    event = one(Interpreter(), signal)
+    assert (event.kind, *event.about.values(), event.words, event.values) == told
+    assert (event.client == "mcu", event.flat == "lab-1") == (False, False)
+    assert list(Interpreter("another").events(signal)) == []
+    assert list(Interpreter(told[1]).events(signal)) == [event]
+
+
+def test_peers_that_a_client_sees_are_not_told_twice() -> None:
+    peer = heard("InterfacesAdded", f"{LAB}/peer/7", {names.PEER: {"VmName": ""}}, path=names.ROOT)
+    assert list(Interpreter().events(peer)) == []
+
+
+def test_a_state_of_a_client_is_told_with_its_reason_and_once() -> None:
+    interpreter = Interpreter()
+
+    def state(value: str, reason: str) -> Signal:
+        return heard("PropertiesChanged", names.CLIENT, {"State": value, "Reason": reason, "Id": 3}, [], path=LAB)
+
+    event = one(interpreter, state("connecting", "no server"))
+    assert (event.kind, event.words) == ("client-state", "is connecting: no server")
+    assert list(interpreter.events(state("connecting", "no server"))) == []
+    assert one(interpreter, state("connecting", "it is full")).values["reason"] == "it is full"
+    assert one(interpreter, state("connected", "")).words == "is connected"
+    assert list(interpreter.events(heard("PropertiesChanged", names.CLIENT, {"PeerCount": 3}, [], path=LAB))) == []

@@ -63,6 +63,19 @@ def test_a_region_made_anew_in_another_shape() -> None:
     assert tally.take() is None
 
 
+def test_a_client_that_gets_its_vectors_one_by_one() -> None:
+    tally = Tally()
+    for totals in ([], [0], [0, 0], [2, 0, 0]):
+        tally.see(totals)
+    assert tally.take() == Rings(0, 2, 2)
+    tally.see([2, 0, 5, 1])
+    assert (tally.take(), tally.take()) == (Rings(2, 5, 5), Rings(3, 1, 1))
+    fresh = Tally(1, after=4)
+    fresh.see([])
+    fresh.see([0, 0])
+    assert fresh.take() is None
+
+
 ring = st.tuples(st.integers(0, VECTORS - 1), st.integers(1, 9))
 
 

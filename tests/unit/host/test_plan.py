@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from doorbelld.host.host import Host, Spec
 from doorbelld.host.plan import Changes, Plan, make_plan
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.memory import Backing
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec
@@ -50,6 +51,8 @@ class FakeHost:
             for name, (spec, configured) in there.items()
         }
         self.devices: dict[str, Any] = {}
+        self.clients: dict[str, Any] = {}
+        self.flats: dict[str, Any] = {}
 
     def with_defaults(self, spec: Spec) -> Spec:
         return spec if spec.socket else dataclasses.replace(spec, socket=f"/run/d/{spec.name}/socket")
@@ -190,3 +193,41 @@ def test_a_device_of_another_type_is_another_device() -> None:
 def test_a_device_that_a_call_made_becomes_the_configurations_once_that_names_it() -> None:
     plan = device_plan({"a": (device(), False)}, device())
     assert [spec.name for spec in plan.devices.changed] == ["a"]
+
+
+# Clients and flat devices
+
+
+def joined_plan(there: dict[str, tuple[ClientSpec, bool]], wanted: dict[str, ClientSpec], kind: str) -> Any:
+    host = FakeHost({})
+    things = {name: SimpleNamespace(spec=spec, configured=ours) for name, (spec, ours) in there.items()}
+    setattr(host, kind, things)
+    plan: Any = make_plan(cast(Host, host), {}, {}, **{kind: wanted})  # type: ignore[arg-type]
+    return getattr(plan, kind), plan.problems
+
+
+@pytest.mark.parametrize(("table", "kind"), [(ClientSpec, "clients"), (FlatSpec, "flats")])
+def test_clients_and_flat_devices_come_and_go_like_regions(table: type[ClientSpec], kind: str) -> None:
+    old, other = table("a", "/s"), table("b", "/s")
+    found, problems = joined_plan({"a": (old, True), "mine": (table("mine", "/s"), False)}, {"b": other}, kind)
+    assert (found, problems) == (Changes(gone=["a"], new=[other]), [])
+    changed = dataclasses.replace(old, reconnect=False, vectors_max=8)
+    found, problems = joined_plan({"a": (old, True)}, {"a": changed}, kind)
+    assert (found, problems) == (Changes(changed=[changed]), [])
+    found, problems = joined_plan({"a": (old, True)}, {"a": old}, kind)
+    assert (found, problems) == (Changes(), [])
+    found, _ = joined_plan({"a": (old, False)}, {"a": old}, kind)
+    assert found == Changes(changed=[old])
+
+
+def test_what_of_a_client_or_a_flat_device_is_frozen_is_named() -> None:
+    client = ClientSpec("a", "/old")
+    found, problems = joined_plan({"a": (client, True)}, {"a": ClientSpec("a", "/new", reconnect=False)}, "clients")
+    assert found.changed == [ClientSpec("a", "/old", reconnect=False)]
+    assert [(p.key, p.cure) for p in problems] == [
+        ("client.a.socket", "doorbellctl remove-client a, then reload; it joins anew, with another ID")
+    ]
+    flat = FlatSpec("a", "/s")
+    found, problems = joined_plan({"a": (flat, True)}, {"a": FlatSpec("a", "/s", memory_size=4096)}, "flats")
+    assert (found.changed, [p.key for p in problems]) == ([], ["flat.a.memory-size"])
+    assert problems[0].cure.startswith("doorbellctl remove-flat a, then reload")

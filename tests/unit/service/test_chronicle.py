@@ -8,9 +8,19 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import structlog
+from doorbelld.errors import ServerUnavailable
 from doorbelld.fds.peercred import Credentials
 from doorbelld.host.events import (
+    ClientAdded,
+    ClientChanged,
+    ClientPeerAdded,
+    ClientPeerRemoved,
+    ClientRemoved,
+    ClientRung,
+    ClientStateChanged,
+    ClientUnkept,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -18,6 +28,7 @@ from doorbelld.host.events import (
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
+    HostEvent,
     Negotiated,
     PeerAdded,
     PeerRefused,
@@ -31,6 +42,9 @@ from doorbelld.host.events import (
     StateChanged,
     Unkept,
 )
+from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
+from doorbelld.ivshmem.hostclient import HostClient, HostFlat
+from doorbelld.ivshmem.link import ClientState
 from doorbelld.ivshmem.revival import LOST
 from doorbelld.log import KEPT_BACK
 from doorbelld.service.chronicle import Chronicle
@@ -221,3 +235,62 @@ def test_a_front_end_can_not_fill_the_log() -> None:
     lines = told(*(event for event in storms for _ in range(5_000)), FrontendAttached(device("quiet"), WHO))
     assert len(storms) <= len(lines) <= 100 * len(storms)
     assert lines[-1]["device"] == "quiet"
+
+
+# Clients and flat devices
+
+
+def joined(make: type[HostClient] = HostClient) -> Any:
+    spec: Any = FlatSpec("mcu", "/s") if make is HostFlat else ClientSpec("lab", "/s")
+    loop: Any = SimpleNamespace()
+    return make(spec, loop, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "word", "added"),
+    [(HostClient, "client", "client", "client is there"), (HostFlat, "flat", "flat device", "flat device serves")],
+)
+def test_a_life_in_the_region_of_another_server(make: type[HostClient], key: str, word: str, added: str) -> None:
+    one = joined(make)
+    connecting, connected, closed = ClientState.CONNECTING, ClientState.CONNECTED, ClientState.CLOSED
+    one.link.failure = ServerUnavailable("no server")
+    one.link.reason = "no server"
+    about = {key: one.name}
+    assert told(
+        ClientAdded(one),
+        ClientStateChanged(one, connecting, connecting),
+        ClientStateChanged(one, connecting, connected),
+        ClientRung(one, 0, 1),
+        ClientStateChanged(one, connected, connecting),
+        ClientChanged(one),
+        ClientUnkept(one, "no room"),
+        ClientStateChanged(one, connected, closed),
+        ClientRemoved(one),
+        ClientAdded(one, revived=True),
+    ) == [
+        {"event": added, "log_level": "info", **about, "server": "/s"},
+        {"event": f"{word} can't join its region", "log_level": "warning", **about, "reason": "no server"},
+        {"event": f"{word} joined a region", "log_level": "info", **about, "id": None},
+        {"event": f"{word} lost its region", "log_level": "warning", **about, "reason": "no server"},
+        {"event": f"{word} changed", "log_level": "info", **about},
+        {
+            **{"event": f"not everything of a {word} can be kept over a restart", "log_level": "warning"},
+            **{**about, "reason": "no room"},
+        },
+        {"event": f"{word} removed", "log_level": "info", **about},
+        {"event": f"{word} restored", "log_level": "info", **about, "server": "/s", "state": "connecting"},
+    ]
+    one.link.failure = None  # it only waits for the greeting
+    assert told(ClientStateChanged(one, connecting, connecting)) == []
+    peers = told(ClientPeerAdded(one, 7), ClientPeerRemoved(one, 7))
+    assert [(line["log_level"], line[key], line["peer"]) for line in peers] == [("debug", one.name, 7)] * 2
+
+
+@pytest.mark.parametrize("make", [HostClient, HostFlat])
+def test_a_server_that_comes_and_goes_is_no_storm_of_lines(make: type[HostClient]) -> None:
+    one = joined(make)
+    connecting, connected = ClientState.CONNECTING, ClientState.CONNECTED
+    storm: list[HostEvent] = []
+    for _ in range(5_000):
+        storm += [ClientStateChanged(one, connecting, connected), ClientStateChanged(one, connected, connecting)]
+    assert 0 < len(told(*storm)) <= 200

@@ -103,6 +103,16 @@ class View:
         return dict(self.known["devices"]) if self.known else {}
 
     @property
+    def clients(self) -> dict[str, dict[str, Any]]:
+        """The daemon's clients by name."""
+        return dict(self.known.get("clients", {})) if self.known else {}
+
+    @property
+    def flats(self) -> dict[str, dict[str, Any]]:
+        """The daemon's flat devices by name."""
+        return dict(self.known.get("flats", {})) if self.known else {}
+
+    @property
     def daemon_user(self) -> User:
         """Whom the daemon runs as: the unit's user, or that of its process; root if neither can be seen."""
         uid, name = 0, self.unit.get("User") or "root"
