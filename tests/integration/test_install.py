@@ -34,7 +34,7 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 </busconfig>
 """
 
-
+PROGRAMS = ("doorbellctl", "doorbell-client", "doorbell-server", "doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng")
 INSTALLED = (
     "lib/systemd/catalog/doorbelld.catalog",
     "lib/systemd/system/doorbelld.service",
@@ -93,7 +93,7 @@ def bus(prefix: Path, short_path: Path) -> Iterator[str]:
 
 
 def test_programs_run_from_where_they_are_installed(prefix: Path) -> None:
-    for program in ("doorbelld", "doorbellctl", "doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng"):
+    for program in ("doorbelld", *PROGRAMS):
         command = [prefix / "bin" / program, "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={}, cwd="/", timeout=DEADLINE)
         assert done.stdout.startswith(f"{program} ")
@@ -118,8 +118,7 @@ def test_descriptors_of_back_ends_lead_to_programs_that_are_what_they_say(prefix
 
 
 def test_manual_pages_are_there(prefix: Path) -> None:
-    programs = ("doorbellctl", "doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng")
-    own = [f"man1/{program}.1" for program in programs]
+    own = [f"man1/{program}.1" for program in PROGRAMS]
     for page in (*own, "man5/doorbelld.toml.5", "man5/org.doorbelld.Doorbell1.5", "man8/doorbelld.8"):
         with gzip.open(prefix / f"share/man/{page}.gz", "rt") as stream:
             assert ".TH " in stream.read()
