@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
-GUESTS := $(addprefix tests/integration/test_,guest.py qemu_devices.py uml.py libblkio.py)
+GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py qemu_devices.py uml.py libblkio.py)
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
@@ -62,7 +62,7 @@ fuzz: $(STAMP) ## Fuzz TARGET= (default: all) for SECONDS= each (default: 600); 
 
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
-	@for one in join_storm dbus_notify objects startup journal restart blk rng loopback devices; do $(BIN)/python bench/$$one.py || exit; done
+	@for one in join_storm client dbus_notify objects startup journal restart relay blk rng loopback devices; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/pytest -q tests/unit/test_linters.py
