@@ -8,12 +8,9 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,44 +21,22 @@ from support.daemon import BIN, DEADLINE, Daemon
 from support.dbusclient import until
 from support.needs import require
 
-from .test_ctl import Ctl, complete
+from .test_ctl import VECTORS, Ctl, complete, ctl, daemon, region
 from .test_ctl_live import Running
 from .test_restart import Site, site
 
-__all__ = ["site"]  # a fixture
+__all__ = ["ctl", "daemon", "region", "site"]  # fixtures
 
+CONFIG = '[region.other]\nsize = "64K"\n'
 HOST = 65535
-VECTORS = 3
 STAY, OVER = (), ("--hand-over",)
 FULL = (1 << 64) - 2
 EXAMPLES = Path(__file__).parents[2] / "docs" / "attach.md"
 SIGNALLED = 128
 
 
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    directory = Path(tempfile.mkdtemp(prefix="db"))
-    with Daemon(directory, '[region.other]\nsize = "64K"\n') as running:
-        yield running
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def ctl(daemon: Daemon) -> Ctl:
-    return Ctl(daemon.bus)
-
-
-@pytest.fixture
-def region(request: pytest.FixtureRequest, ctl: Ctl) -> Iterator[str]:
-    """A region of the test's own."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-40:].strip("-")
-    ctl("create", name, "--size", "64K", "--vectors", VECTORS)
-    yield name
-    ctl.run("remove", name, "--yes")
-
-
 def start(ctl: Ctl, region: str, kind: str, *words: object) -> Attached:
-    return Attached(region, kind, ctl.environment, *words)
+    return Attached.start(region, kind, ctl.environment, *words)
 
 
 def peers(ctl: Ctl, region: str) -> list[int]:
@@ -94,7 +69,7 @@ def test_what_a_command_finds(daemon: Daemon, ctl: Ctl, region: str, way: tuple[
     stale = {"DOORBELL_PEER_9": "77 78", "DOORBELL_GONE_FD": "66", "DOORBELL_SOCKET_FD": "67"}
     with (
         Client(daemon.socket(region)) as other,
-        Attached(region, "raw", {**ctl.environment, **stale}, *way).greet() as child,
+        Attached.start(region, "raw", {**ctl.environment, **stale}, *way).greet() as child,
     ):
         known, variables = child.known, child.known["variables"]
         link = "DOORBELL_SOCKET_FD" if way else "DOORBELL_GONE_FD"

@@ -20,6 +20,7 @@ import pytest
 from support.busctl import NAME, ROOT
 from support.daemon import Daemon
 from support.dbusclient import OBJECT_MANAGER, BusDaemon, Client, ErrorReply, until
+from support.fakesystemd import FakeSystemd
 from support.needs import require
 from support.otherserver import LIES, OtherServer
 from support.rawclient import RawClient
@@ -492,16 +493,22 @@ def test_they_survive_being_executed_anew(short_path: Path) -> None:
     assert "flat device restored flat=mcu" in daemon.log
 
 
+def at_another_server(directory: Path, stack: contextlib.ExitStack) -> tuple[OtherServer, BusDaemon, FakeSystemd]:
+    """Have a service manager run a daemon with a client and a flat device in the region of another server."""
+    path = str(directory / "other")
+    server = stack.enter_context(OtherServer(path, vectors=VECTORS))
+    bus = stack.enter_context(BusDaemon(directory))
+    site = Site(directory, bus.address, stack)
+    site.configure(f'[client.lab]\nsocket = "{path}"\n[flat.mcu]\nsocket = "{path}"\n')
+    systemd = site.manage().start()
+    server.wait_for(lambda: len(server.ids) == 2)
+    return server, bus, systemd
+
+
 def test_they_survive_a_restart_in_the_region_of_another_server(short_path: Path) -> None:
     """The server, which is another process, sees nothing; peers that come and go meanwhile are told of."""
-    path = str(short_path / "other")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(OtherServer(path, vectors=VECTORS))
-        bus = stack.enter_context(BusDaemon(short_path))
-        site = Site(short_path, bus.address, stack)
-        site.configure(f'[client.lab]\nsocket = "{path}"\n[flat.mcu]\nsocket = "{path}"\n')
-        systemd = site.manage().start()
-        server.wait_for(lambda: len(server.ids) == 2)
+        server, bus, systemd = at_another_server(short_path, stack)
         with Client(bus.address) as client:
             client.wait_for_daemon()
             mine, its = client.get(LAB, "Client", "Id"), client.get(MCU, "FlatDevice", "IvPosition")
@@ -512,7 +519,7 @@ def test_they_survive_a_restart_in_the_region_of_another_server(short_path: Path
         assert server.connections == 2
         os.eventfd_write(bells[mine][0], 3)
         os.eventfd_write(bells[its][1], 4)
-        late = stack.enter_context(RawClient(path, keep=True))
+        late = stack.enter_context(RawClient(str(short_path / "other"), keep=True))
         late.greet(VECTORS)
         systemd.start()
         with Client(bus.address) as client:
@@ -532,14 +539,8 @@ def test_they_survive_a_restart_in_the_region_of_another_server(short_path: Path
 
 def test_state_that_is_of_no_use_is_told_and_made_anew(short_path: Path) -> None:
     """What of a client was damaged is let go of; it joins as another peer, since the configuration wants it."""
-    path = str(short_path / "other")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(OtherServer(path, vectors=VECTORS))
-        bus = stack.enter_context(BusDaemon(short_path))
-        site = Site(short_path, bus.address, stack)
-        site.configure(f'[client.lab]\nsocket = "{path}"\n[flat.mcu]\nsocket = "{path}"\n')
-        systemd = site.manage().start()
-        server.wait_for(lambda: len(server.ids) == 2)
+        server, _, systemd = at_another_server(short_path, stack)
         systemd.end()
         for name in ("c1.state", "f1.state"):
             systemd.lose(name)

@@ -30,6 +30,8 @@ from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
+CONFIG = "[region.demo]\n"
+VECTORS = 3
 NOTHING_ELSE: dict[str, list[str]] = {"devices": [], "clients": [], "flats": []}
 
 
@@ -139,9 +141,10 @@ class Monitor:
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
+def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon for all tests of a module, configured as that says in ``CONFIG``."""
     directory = Path(tempfile.mkdtemp(prefix="db"))
-    with Daemon(directory) as running:
+    with Daemon(directory, request.module.CONFIG) as running:
         yield running
     shutil.rmtree(directory)
 
@@ -155,13 +158,13 @@ def ctl(daemon: Daemon) -> Ctl:
 def region(request: pytest.FixtureRequest, ctl: Ctl) -> Iterator[str]:
     """A region of the test's own."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-40:].strip("-")
-    ctl("create", name, "--size", "64K", "--vectors", 3)
+    ctl("create", name, "--size", "64K", "--vectors", VECTORS)
     yield name
     ctl.run("remove", name, "--yes")
 
 
 def join(daemon: Daemon, region: str) -> RawClient:
-    return RawClient(str(daemon.socket(region))).greet(3)
+    return RawClient(str(daemon.socket(region))).greet(VECTORS)
 
 
 # Looking
@@ -260,7 +263,7 @@ def test_a_peer_may_be_named_after_its_vm(ctl: Ctl, daemon: Daemon, region: str)
     code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); sys.stdin.read()"
     command = [sys.executable, "-c", code, "-name", "guest=friend,debug-threads=on"]
     with RawClient(str(daemon.socket(region))) as watcher:
-        watcher.greet(3)
+        watcher.greet(VECTORS)
         with subprocess.Popen(command, stdin=subprocess.PIPE) as vm:
             while 1 not in watcher.doorbells:
                 assert watcher.message() is not None

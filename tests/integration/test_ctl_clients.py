@@ -18,9 +18,11 @@ from support.daemon import Daemon
 from support.otherserver import OtherServer
 from support.rawclient import RawClient
 
-from .test_ctl import Ctl, Monitor, complete
+from .test_ctl import Ctl, Monitor, complete, ctl
 from .test_ctl_live import Running, eventually
 from .test_exec_restart import restart
+
+__all__ = ["ctl"]  # a fixture
 
 CONFIG = """[region.demo]
 size = "64K"
@@ -52,11 +54,6 @@ def daemon() -> Iterator[Daemon]:
         settle(Ctl(running.bus))
         yield running
     shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def ctl(daemon: Daemon) -> Ctl:
-    return Ctl(daemon.bus)
 
 
 def rings(ctl: Ctl, name: str = "lab") -> list[int]:
@@ -187,7 +184,7 @@ def test_a_refusal_is_one_line_and_status_1(ctl: Ctl, words: list[str], error: s
         (["read", "nothing"], "intmask, intstatus, ivposition, doorbell, or an offset"),
         (["write", "doorbell", "x"], "is no number"),
         (["write", "doorbell", "0x100000000"], "does not fit into the 32 bits"),
-        (["what"], "No such command"),
+        (["what"], 'no command "what"; after the name of a flat device comes one of read, write, watch'),
     ],
 )
 def test_what_is_typed_wrong(ctl: Ctl, words: list[str], error: str) -> None:

@@ -28,7 +28,9 @@ from doorbelld.bus.private import PrivateBus
 from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
 
-from .test_ctl import Ctl, complete, join
+from .test_ctl import Ctl, complete, ctl, join
+
+__all__ = ["ctl"]  # a fixture
 
 HOST = 65535
 
@@ -40,11 +42,6 @@ def daemon() -> Iterator[Daemon]:
     with Daemon(directory, '[region.demo]\nmode = "0666"\n') as running:
         yield running
     shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def ctl(daemon: Daemon) -> Ctl:
-    return Ctl(daemon.bus)
 
 
 @pytest.fixture

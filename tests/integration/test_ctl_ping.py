@@ -7,11 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,34 +15,14 @@ from doorbelld.ivshmem.client import Client, Rung
 from support.daemon import DEADLINE, Daemon
 from support.dbusclient import until
 
-from .test_ctl import Ctl
+from .test_ctl import VECTORS, Ctl, ctl, daemon, region
 from .test_ctl_live import Running
 
+__all__ = ["ctl", "daemon", "region"]  # fixtures
+
+CONFIG = '[region.other]\nsize = "64K"\n'
 HOST = 65535
-VECTORS = 3
 MAY_NOT_RING = f"peer=[{{match={{uid={os.getuid()}}}, may-ring=['host']}}]"
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    directory = Path(tempfile.mkdtemp(prefix="db"))
-    with Daemon(directory, '[region.other]\nsize = "64K"\n') as running:
-        yield running
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def ctl(daemon: Daemon) -> Ctl:
-    return Ctl(daemon.bus)
-
-
-@pytest.fixture
-def region(request: pytest.FixtureRequest, ctl: Ctl) -> Iterator[str]:
-    """A region of the test's own."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[-40:].strip("-")
-    ctl("create", name, "--size", "64K", "--vectors", VECTORS)
-    yield name
-    ctl.run("remove", name, "--yes")
 
 
 def known(ctl: Ctl, region: str) -> dict[str, Any]:

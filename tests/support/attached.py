@@ -24,16 +24,20 @@ DEADLINE = 30.0
 
 
 class Attached:
-    """A ``doorbellctl attach`` with *words*, which starts this program as *kind*."""
+    """A ``doorbellctl attach`` that starts this program: *process* has pipes at both ends."""
 
-    def __init__(self, region: str, kind: str, environment: Mapping[str, str], *words: object) -> None:
-        ctl = Path(sys.executable).parent / "doorbellctl"
-        command = [str(ctl), "attach", region, *map(str, words), "--exec", sys.executable, __file__, kind]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        self.process = process
         self._rest = b""
         self.known: dict[str, Any] = {}
+
+    @classmethod
+    def start(cls, region: str, kind: str, environment: Mapping[str, str], *words: object) -> Attached:
+        """Start one here, with *words* for ``attach``, and the program as *kind*."""
+        ctl = Path(sys.executable).parent / "doorbellctl"
+        command = [str(ctl), "attach", region, *map(str, words), "--exec", sys.executable, __file__, kind]
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        return cls(subprocess.Popen(command, env=environment, **pipes))
 
     def greet(self) -> Attached:
         """Wait until the program runs, and have what it knows in ``known``."""
@@ -48,8 +52,7 @@ class Attached:
     def tell(self, *words: object) -> None:
         """Give it a command; the answer comes later."""
         assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
-        self.process.stdin.flush()
+        os.write(self.process.stdin.fileno(), " ".join(map(str, words)).encode() + b"\n")
 
     def answer(self) -> Any:
         """Wait for an answer."""
@@ -164,6 +167,15 @@ class Member:
         self._until(lambda: self.rings[vector])
         count, self.rings[vector] = self.rings[vector], 0
         return count
+
+    def heard(self, least: int) -> list[int]:
+        """Wait until it was rung *least* times in all and once more saw nothing; gives how often, by vector."""
+        self._until(lambda: sum(self.rings) >= least)
+        while events := self.client.poll(0):
+            for event in events:
+                if isinstance(event, self._rung):
+                    self.rings[event.vector] += event.count
+        return self.rings
 
     def ring(self, peer: int, vector: int) -> None:
         """Ring a peer."""

@@ -29,9 +29,9 @@ from unittest import mock
 from doorbelld.fds import native
 from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.ledger import Ledger
-from doorbelld.ivshmem import hostpeer, journal
+from doorbelld.ivshmem import clientjournal, hostpeer
 from doorbelld.ivshmem.client_events import ClientEvent
-from doorbelld.ivshmem.clientrecord import read_state, revive_client
+from doorbelld.ivshmem.clientrevival import read_state, revive_client
 from doorbelld.ivshmem.hostclient import HostClient
 from doorbelld.ivshmem.link import ClientState, Link
 
@@ -40,7 +40,7 @@ from .fdcount import no_leaks
 from .rawclient import identity
 
 PREFIX = "c1."
-PATIENCE = 3.0
+PATIENCE = 20.0
 
 
 class Killed(SystemExit):
@@ -87,7 +87,9 @@ class Trap:
                 (Link, "_await_welcome"),
             ]:
                 undo.enter_context(mock.patch.object(of, name, trapped(getattr(of, name))))
-            undo.enter_context(mock.patch.object(journal, "take_exactly", trapped(journal.take_exactly, half_taken)))
+            undo.enter_context(
+                mock.patch.object(clientjournal, "take_exactly", trapped(clientjournal.take_exactly, half_taken))
+            )
             drain = SimpleNamespace(drain=trapped(native.drain))
             undo.enter_context(mock.patch.object(hostpeer, "native", drain))
             yield

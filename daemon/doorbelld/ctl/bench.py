@@ -31,7 +31,7 @@ from ..bus.client import options
 from . import tables
 from .arguments import complete_region
 from .child import SIGNALLED
-from .joining import Joined, join
+from .joining import Attachment, join
 from .ping import answer, microseconds, percentile, round_trip
 from .session import Daemon, Refused, Session, json_option, pass_session
 
@@ -67,8 +67,8 @@ class Progress:
 class Pair:
     """Two peers of a region, both ours."""
 
-    ours: Joined
-    theirs: Joined
+    ours: Attachment
+    theirs: Attachment
 
     @property
     def target(self) -> int:

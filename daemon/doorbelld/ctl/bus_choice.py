@@ -8,13 +8,11 @@ import contextlib
 import os
 import sys
 
-import click
-
 from ..bus.address import of_socket, resolve
 from ..bus.client import CallFailed, Client
 from ..bus.names import BUS_NAME
 from ..errors import BusUnavailable
-from .session import BUS_WORDS
+from .session import BUS_WORDS, Failure
 
 VARIABLE = "DOORBELLD_BUS"
 _CURE = (
@@ -23,14 +21,10 @@ _CURE = (
 )
 
 
-class NoDaemon(click.ClickException):
+class NoDaemon(Failure):
     """No doorbelld was found, or it went away; says where it was looked for."""
 
     exit_code = os.EX_UNAVAILABLE
-
-    def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
 
 
 def private_sockets() -> list[str]:

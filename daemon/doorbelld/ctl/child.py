@@ -37,7 +37,8 @@ from ..fds.owned import Fd
 from ..ivshmem.client import Client, Rung
 from ..ivshmem.environment import PREFIX, Place
 from .bus_choice import VARIABLE
-from .joining import Joined
+from .joining import Attachment
+from .session import Failure
 
 CANNOT_RUN = 126
 NOT_FOUND = 127
@@ -51,14 +52,10 @@ _FULL = (1 << 64) - 2
 """What an eventfd holds at most."""
 
 
-class CannotRun(click.ClickException):
+class CannotRun(Failure):
     """The command can't be started."""
 
     exit_code = CANNOT_RUN
-
-    def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
 
 
 class NotFound(CannotRun):
@@ -93,13 +90,13 @@ def place_of(client: Client) -> Place:
     )
 
 
-def environment_of(place: Place, joined: Joined, before: Mapping[str, str]) -> dict[str, str]:
+def environment_of(place: Place, joined: Attachment, before: Mapping[str, str]) -> dict[str, str]:
     """Make the command's environment of ours; what an outer `attach` left there is not in it."""
     kept = {name: value for name, value in before.items() if not name.startswith(PREFIX)}
     return {**kept, VARIABLE: joined.bus, **place.variables(joined.region)}
 
 
-def hand_over(joined: Joined, command: Sequence[str], soft_limit: int) -> None:
+def hand_over(joined: Attachment, command: Sequence[str], soft_limit: int) -> None:
     """Become *command*; returns never.
 
     Raises:
@@ -134,7 +131,7 @@ class Child:
     With *kill*, SIGTERM is sent to it when the connection ends; *soft_limit* is its limit on descriptors.
     """
 
-    def __init__(self, joined: Joined, command: Sequence[str], *, kill: bool, soft_limit: int) -> None:
+    def __init__(self, joined: Attachment, command: Sequence[str], *, kill: bool, soft_limit: int) -> None:
         self._joined = joined
         self._client = joined.client
         self._command = list(command)

@@ -109,6 +109,14 @@ class _Group(click.Group):
         """Take ``NAME --json`` as what it looks like: what follows a group's argument is a command to click."""
         return super().parse_args(ctx, ["--json", args[0]] if args[1:] == ["--json"] else args)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that *args* name, or say which there are."""
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            ctx.fail(f'no command "{args[0]}"; after the name of a flat device comes one of {", ".join(self.commands)}')
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List nothing twice."""
 

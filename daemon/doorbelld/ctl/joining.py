@@ -20,7 +20,7 @@ import click
 from ..errors import DoorbellError
 from ..ivshmem.client import Client
 from ..options import duration
-from .session import Daemon, Refused, plural
+from .session import Daemon, Failure, Refused, plural
 
 if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
@@ -55,18 +55,14 @@ class Duration(_FloatType):
             self.fail(str(error), param, ctx)
 
 
-class NotThere(click.ClickException):
+class NotThere(Failure):
     """Those who were waited for did not come in time."""
 
     exit_code = 124
 
-    def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
-
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Attachment:
     """A peer of *region*: the connection, and what D-Bus knows that it does not tell."""
 
     client: Client
@@ -90,7 +86,7 @@ class Joined:
 
 async def join(
     daemon: Daemon, region: str, *, wait_for: Iterable[str] = (), peers: int = 0, seconds: float | None = None
-) -> Joined:
+) -> Attachment:
     """Join *region*, and wait until everybody is known who was there before.
 
     Args:
@@ -112,7 +108,7 @@ async def join(
     except DoorbellError as error:
         raise Refused(f'region "{region}": {error}') from None
     host = int(known["host-peer-id"]) if known["host-peer"] else None
-    joined = Joined(client, region, int(known["vectors"]), host, daemon.client.address, {})
+    joined = Attachment(client, region, int(known["vectors"]), host, daemon.client.address, {})
     try:
         try:
             async with asyncio.timeout(GREETING_SECONDS):
@@ -129,7 +125,7 @@ async def join(
     return joined
 
 
-async def _wait(daemon: Daemon, joined: Joined, words: Sequence[str], count: int, seconds: float | None) -> None:
+async def _wait(daemon: Daemon, joined: Attachment, words: Sequence[str], count: int, seconds: float | None) -> None:
     client = joined.client
 
     seen: list[int] = []

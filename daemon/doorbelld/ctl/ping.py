@@ -24,7 +24,7 @@ import click
 from ..errors import DoorbellError, NoSuchPeer
 from ..ivshmem.client import Client, Rung
 from .arguments import complete_peer, complete_vector, region_argument
-from .joining import Command, Duration, Joined, join
+from .joining import Attachment, Command, Duration, join
 from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
 
 
@@ -84,7 +84,9 @@ def round_trip(client: Client, peer_id: int, vector: int, timeout: float) -> int
 class Ping:
     """One run of the command."""
 
-    def __init__(self, joined: Joined, peer_id: int, vector: int, timeout: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, joined: Attachment, peer_id: int, vector: int, timeout: float, say: Callable[[str], None]
+    ) -> None:
         self.tally = Tally()
         self._joined = joined
         self._peer = peer_id
@@ -128,7 +130,7 @@ def unanswered(region: str, peer_id: int) -> str:
     )
 
 
-async def _find(daemon: Daemon, joined: Joined, word: str) -> int:
+async def _find(daemon: Daemon, joined: Attachment, word: str) -> int:
     """Find the peer that *word* means; Refused if it is not there."""
     peer_id = await daemon.peer_id(joined.region, word)
     if peer_id not in joined.client.peers:
@@ -137,10 +139,10 @@ async def _find(daemon: Daemon, joined: Joined, word: str) -> int:
     return peer_id
 
 
-def _join(session: Session, region: str, word: str) -> tuple[Joined, int | None]:
+def _join(session: Session, region: str, word: str) -> tuple[Attachment, int | None]:
     """Join *region*, and find the peer that *word* means, if it is not empty."""
 
-    async def work(daemon: Daemon) -> tuple[Joined, int | None]:
+    async def work(daemon: Daemon) -> tuple[Attachment, int | None]:
         joined = await join(daemon, region)
         try:
             return joined, await _find(daemon, joined, word) if word else None
@@ -228,7 +230,7 @@ def ping(
         ctx.exit(1)
 
 
-def _sum_up(session: Session, joined: Joined, peer_id: int, vector: int, found: dict[str, Any]) -> None:
+def _sum_up(session: Session, joined: Attachment, peer_id: int, vector: int, found: dict[str, Any]) -> None:
     if session.json:
         session.emit({"region": joined.region, "peer": peer_id, "vector": vector, **found})
         return

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from .completion import VARIABLE as COMPLETE
+from .session import Failure
 
 VARIABLE = "DOORBELLD_SSH"
 _SSH_FAILED = 255
@@ -28,14 +29,10 @@ _QUIET = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=1")
 _COMPLETION_SECONDS = 3.0
 
 
-class Unreachable(click.ClickException):
+class Unreachable(Failure):
     """The other host, or doorbellctl there, could not be reached."""
 
     exit_code = os.EX_UNAVAILABLE
-
-    def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
 
 
 def validate_host(_: click.Context, __: click.Parameter, value: str) -> str:

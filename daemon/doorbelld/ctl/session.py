@@ -32,14 +32,18 @@ _LISTS = {"region": "ListPeers", "device": "ListQueues"}
 _NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 
 
-class Refused(click.ClickException):
-    """What was asked for can't be had: exit status 1, the reason on standard error."""
-
-    exit_code = 1
+class Failure(click.ClickException):
+    """What ends a command: a line on standard error, and an exit status of its own."""
 
     def show(self, file: object = None) -> None:
         """Tell it on standard error."""
         click.echo(f"doorbellctl: {self.message}", err=True)
+
+
+class Refused(Failure):
+    """What was asked for can't be had: exit status 1, the reason on standard error."""
+
+    exit_code = 1
 
 
 @dataclass

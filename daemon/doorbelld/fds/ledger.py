@@ -30,11 +30,14 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import struct
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from ..errors import StateMismatch
+from ..errors import InvalidOptions, StateMismatch
 from . import native
 from .owned import Fd
 
@@ -49,7 +52,7 @@ _GENERATION = 26  # bits for the length of an area; the others count for longer 
 _LENGTH_MASK = (1 << _GENERATION) - 1
 
 
-NEWER_CURE = "start the version that wrote it, or stop the service to let go of everybody"
+_NEWER_CURE = "start the version that wrote it, or stop the service to let go of everybody"
 
 
 class NewerState(StateMismatch):
@@ -58,6 +61,53 @@ class NewerState(StateMismatch):
 
 class LedgerFull(Exception):
     """A line or snapshot does not fit; a new snapshot may."""
+
+
+def line(value: Any) -> bytes:
+    """Put what JSON can hold into a line, for `Ledger.append` and `Ledger.rewrite`."""
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+def check_version(version: Any, known: int) -> None:
+    """Look whether *version*, which a state that was read says it has, is one from 1 to *known*.
+
+    Raises:
+        NewerState: it is a newer one.
+        ValueError: there never was such a one.
+    """
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{version!r} is no version")
+    if version > known:
+        raise NewerState(f"the state has version {version}, and this doorbelld knows up to {known}; {_NEWER_CURE}")
+
+
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """Say so where a state holds what none can hold.
+
+    Raises:
+        StateMismatch: the body found that.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, InvalidOptions) as error:
+        raise StateMismatch(f"the state is damaged ({type(error).__name__}: {error})") from error
+
+
+def reopen(fd: Fd, replay: Callable[[Ledger], dict[str, Any]]) -> tuple[Ledger, dict[str, Any]]:
+    """Open the ledger *fd*, which is taken over, and have *replay* say how things stood.
+
+    Raises:
+        NewerState: a newer version wrote it.
+        StateMismatch: it can't be read.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(fd)
+        ledger = Ledger.adopt(fd)
+        undo.callback(ledger.close)
+        state = replay(ledger)
+        undo.pop_all()
+    return ledger, state
 
 
 class Ledger:
@@ -104,7 +154,7 @@ class Ledger:
         if magic != MAGIC:
             raise StateMismatch("the record is none of doorbelld's")
         if form > FORMAT:
-            raise NewerState(f"the record has format {form}, and this doorbelld knows up to {FORMAT}; {NEWER_CURE}")
+            raise NewerState(f"the record has format {form}, and this doorbelld knows up to {FORMAT}; {_NEWER_CURE}")
         if form < FORMAT or size != _SIZE:
             raise StateMismatch(f"the record is damaged: format {form}, {size} bytes")
         if area >= len(moments) or moments[area] & _LENGTH_MASK > AREA:

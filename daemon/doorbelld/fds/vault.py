@@ -14,6 +14,7 @@ by RLIMIT_NOFILE unless CAP_SYS_RESOURCE says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -23,7 +24,8 @@ from collections.abc import Sequence
 from .owned import Fd, FdSet
 
 _FDS_MAX = 253  # SCM_MAX_FD: descriptors in one message
-_SO_PEEK_OFF = 42  # asm-generic/socket.h; Python has no name for it
+SO_PEEK_OFF = 42
+"""asm-generic/socket.h; Python has no name for it."""
 _SPACE = socket.CMSG_SPACE(_FDS_MAX * array("i").itemsize)
 
 
@@ -54,6 +56,15 @@ class Vault:
         self.door.close()
 
 
+def found_behind(door: Fd | None) -> FdSet | None:
+    """Copy what is in the vault behind *door*, which is taken over; None if there is none, or it is no vault."""
+    if door is None:
+        return None
+    with door, contextlib.suppress(OSError):
+        return look_into(door)
+    return None
+
+
 def look_into(door: Fd) -> FdSet:
     """Copy what is in the vault behind *door*, in order.
 
@@ -64,7 +75,7 @@ def look_into(door: Fd) -> FdSet:
     # the end of the queue is the end of the stream: nobody writes any more, or, of ourselves, does not just now
     with door.dup() as copy, socket.socket(fileno=copy.fileno()) as sock:
         copy.steal()
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
             while True:

@@ -10,10 +10,9 @@ or ``f<number>.<part>``.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ..errors import (
     ClientExists,
@@ -24,12 +23,11 @@ from ..errors import (
     StateMismatch,
 )
 from ..fds.keeper import Keeper, Kept
-from ..fds.ledger import Ledger, NewerState
-from ..ivshmem.clientrecord import read_state, revive_client
+from ..ivshmem.clientrevival import read_state, revive_client
 from ..ivshmem.clientspec import ClientSpec
-from ..ivshmem.flat import Register
 from ..ivshmem.hostclient import HostClient, HostFlat
 from .events import ClientAdded, ClientChanged, ClientRemoved, HostEvent
+from .remains import Remains, Unusable, numbers_in
 
 One = TypeVar("One", bound=HostClient)
 """A client, or a flat device."""
@@ -54,15 +52,6 @@ class Kind(Generic[One]):
 
 CLIENT = Kind("client", "client", "c", "CreateClient", HostClient, NoSuchClient, ClientExists)
 FLAT = Kind("flat device", "flat", "f", "CreateFlatDevice", HostFlat, NoSuchFlatDevice, FlatDeviceExists)
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """What was kept and can't be made anew: its *kind* is that of its table in the configuration."""
-
-    name: str
-    reason: str
-    kind: str = "region"
 
 
 class _Gate:
@@ -163,12 +152,9 @@ class Dock(Generic[One]):
             NewerState: a newer version wrote it.
         """
         letter = self.kind.letter
-        numbers = sorted({int(match[1]) for name in kept if (match := re.match(rf"{letter}(\d{{1,9}})\.", name))})
+        numbers = numbers_in(kept, letter)
         self._number = max([self._number, *numbers])
-        found = [Remains(f"{letter}{number}.", kept.below(f"{letter}{number}.")) for number in numbers]
-        for remains in found:
-            remains.read()
-        return found
+        return [Remains(f"{letter}{number}.", kept, read_state) for number in numbers]
 
     def revive(self, found: list[Remains], keeper: Keeper | None) -> list[Unusable]:
         """Make those anew that *found* are the remains of; gives those that can't be, which are let go of."""
@@ -179,8 +165,7 @@ class Dock(Generic[One]):
             try:
                 one = self._revive_one(remains, keeper, hear)
             except (DoorbellError, OSError) as error:
-                for name in remains.names:
-                    keeper.drop(remains.prefix + name)
+                remains.drop(keeper)
                 remains.close()
                 unusable.append(Unusable(remains.name, str(error), self.kind.table))
             else:
@@ -195,55 +180,3 @@ class Dock(Generic[One]):
         ledger, remains.ledger = remains.ledger, None
         keeping = keeper, remains.prefix
         return revive_client(self.kind.make, remains.state, ledger, remains.kept, keeping, self._loop, hear)
-
-
-class Remains:
-    """What of one of them came back."""
-
-    def __init__(self, prefix: str, kept: Kept) -> None:
-        self.prefix = prefix
-        self.kept = kept
-        self.names = list(kept)
-        self.name = prefix.rstrip(".")
-        self.state: dict[str, Any] = {}
-        self.ledger: Ledger | None = None
-        self.trouble = ""
-
-    def read(self) -> None:
-        """Read the state; `trouble` says if that did not work."""
-        if (fd := self.kept.take("state")) is None:
-            self.trouble = "its state is missing"
-            return
-        try:
-            self.ledger, self.state = read_state(fd)
-            self.name = self.state["name"]
-        except NewerState:
-            raise
-        except (StateMismatch, OSError) as error:
-            self.trouble = str(error)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self.kept.close()
-        if self.ledger is not None:
-            self.ledger.close()
-
-
-def describe(client: HostClient) -> dict[str, Any]:
-    """Put a client or a flat device in plain values, for ``Describe``."""
-    known = {
-        **client.spec.as_options(),
-        "state": client.state.value,
-        "reason": client.reason,
-        "id": client.id,
-        "vectors": client.vectors,
-        "size": client.memory_size,
-        "since": client.since,
-        "rings": list(client.rings),
-        "peers": [
-            {"id": peer.id, "vectors": peer.vectors, "since": client.seen(peer.id)} for peer in client.peers.values()
-        ],
-    }
-    if isinstance(client, HostFlat):
-        known |= {"iv-position": client.read(Register.IVPOSITION), "interrupts": client.interrupts}
-    return known

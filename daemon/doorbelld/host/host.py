@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -31,7 +30,6 @@ from ..errors import (
 )
 from ..fds import limits, listener
 from ..fds.keeper import Keeper, Kept
-from ..fds.ledger import Ledger, NewerState
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..ivshmem import memory
@@ -42,47 +40,26 @@ from ..ivshmem.revival import read_state, revive, spec_of
 from ..ivshmem.spec import RegionSpec
 from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
-from . import clients
-from .clients import CLIENT, FLAT, Dock, Unusable
+from .clients import CLIENT, FLAT, Dock
+from .describe import describe_client, describe_device, describe_region
 from .events import DeviceAdded, DeviceRemoved, HostEvent, RegionAdded, RegionChanged, RegionRemoved
+from .remains import Remains, Unusable, numbers_in
 
 Spec = TypeVar("Spec", RegionSpec, DeviceSpec)
 
 
-class _Remains:
+class _RegionRemains(Remains):
     """What of one region came back."""
 
     def __init__(self, prefix: str, kept: Kept) -> None:
-        self.prefix = prefix
-        self.kept = kept
-        self.names = list(kept)
-        self.name = prefix.rstrip(".")
-        self.state: dict[str, Any] = {}
-        self.ledger: Ledger | None = None
-        self.trouble = ""
-        self._socket = listener.bound_to(kept.copy("listener"))
+        super().__init__(prefix, kept, read_state)
+        self._socket = listener.bound_to(self.kept.copy("listener"))
 
-    def read(self) -> None:
-        """Read the state; `trouble` says if that did not work."""
-        if (fd := self.kept.take("state")) is None:
-            self.trouble = "its state is missing"
-            return
-        try:
-            self.ledger, self.state = read_state(fd)
-            self.name = self.state["name"]
-        except NewerState:
-            raise
-        except (StateMismatch, OSError) as error:
-            self.trouble = str(error)
-
-    def close(self, in_use: set[str]) -> None:
-        """Let go of it, and make room for a new region where its socket is, unless that path is *in_use*."""
+    def clear(self, in_use: set[str]) -> None:
+        """Make room for a new region where its socket is, unless that path is *in_use*."""
         if self._socket and self._socket not in in_use:
             with contextlib.suppress(OSError):
                 os.unlink(self._socket)
-        self.kept.close()
-        if self.ledger is not None:
-            self.ledger.close()
 
 
 class Host:
@@ -187,11 +164,9 @@ class Host:
         Raises:
             NewerState: a newer version wrote it; nothing was touched.
         """
-        numbers = sorted({int(match[1]) for name in kept if (match := re.match(r"r(\d{1,9})\.", name))})
+        numbers = numbers_in(kept, "r")
         self._number = max([self._number, *numbers])
-        found = [_Remains(f"r{number}.", kept.below(f"r{number}.")) for number in numbers]
-        for remains in found:
-            remains.read()
+        found = [_RegionRemains(f"r{number}.", kept) for number in numbers]
         joined = self._clients.remains(kept), self._flats.remains(kept)
         for remains in found:
             self._revive_one(remains, configured, sockets)
@@ -199,14 +174,15 @@ class Host:
         in_use = {region.spec.socket for region in self.regions.values()}
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
         for remains in unusable:
-            remains.close(in_use)
+            remains.clear(in_use)
+            remains.close()
         return [
             *(Unusable(remains.name, remains.trouble) for remains in unusable),
             *self._clients.revive(joined[0], self.keeper),
             *self._flats.revive(joined[1], self.keeper),
         ]
 
-    def _revive_one(self, remains: _Remains, configured: Mapping[str, RegionSpec], sockets: Kept) -> None:
+    def _revive_one(self, remains: _RegionRemains, configured: Mapping[str, RegionSpec], sockets: Kept) -> None:
         assert self.keeper is not None
         try:
             if remains.ledger is None:
@@ -227,8 +203,7 @@ class Host:
             )
         except (DoorbellError, OSError) as error:
             remains.trouble = str(error)
-            for name in remains.names:
-                self.keeper.drop(remains.prefix + name)
+            remains.drop(self.keeper)
             return
         if (given := sockets.take(remains.name)) is not None:
             given.close()
@@ -448,74 +423,8 @@ class Host:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         return {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
-            "regions": {name: _describe_region(region) for name, region in sorted(self.regions.items())},
-            "devices": {name: _describe_device(device) for name, device in sorted(self.devices.items())},
-            "clients": {name: clients.describe(client) for name, client in sorted(self.clients.items())},
-            "flats": {name: clients.describe(flat) for name, flat in sorted(self.flats.items())},
+            "regions": {name: describe_region(region) for name, region in sorted(self.regions.items())},
+            "devices": {name: describe_device(device) for name, device in sorted(self.devices.items())},
+            "clients": {name: describe_client(client) for name, client in sorted(self.clients.items())},
+            "flats": {name: describe_client(flat) for name, flat in sorted(self.flats.items())},
         }
-
-
-def _describe_region(region: Region) -> dict[str, Any]:
-    return {
-        **region.spec.as_options(),
-        "host-rings": region.host.totals if region.host else [],
-        "pairs": None if region.relay is None else [_dashed(dataclasses.asdict(pair)) for pair in region.relay.pairs()],
-        "peers": [
-            {
-                "id": peer.id,
-                "pid": peer.who.pid,
-                "uid": peer.who.uid,
-                "gid": peer.who.gid,
-                "vm": peer.who.vm_name,
-                "unit": peer.who.unit,
-                "since": peer.since,
-                "vectors": peer.vectors,
-                "backlog": peer.backlog,
-                **_rings(region, peer.id),
-            }
-            for peer in region.peers.values()
-        ],
-    }
-
-
-def _rings(region: Region, peer_id: int) -> dict[str, int]:
-    """Say what a relay has counted of a peer."""
-    if region.relay is None:
-        return {}
-    sent, received = region.relay.totals(peer_id)
-    return {"rings-sent": sent, "rings-received": received}
-
-
-def _describe_device(device: Backend) -> dict[str, Any]:
-    who = device.who
-    return {
-        **device.spec.as_options(),
-        **_dashed({key: _plain(value) for key, value in dataclasses.asdict(device.spec.own).items()}),
-        "virtio-id": device.virtio_id,
-        "state": device.state.value,
-        "reason": device.reason,
-        "front-end": who
-        and {
-            "pid": who.pid,
-            "uid": who.uid,
-            "gid": who.gid,
-            "vm": who.vm_name,
-            "unit": who.unit,
-            "since": device.since,
-            "features": device.feature_names(device.accepted_features),
-            "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
-        },
-        "counters": device.counters,
-        "memory": [_dashed(region._asdict()) for region in device.memory_regions],
-        "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
-    }
-
-
-def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell keys as the configuration does."""
-    return {key.replace("_", "-"): value for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Give what JSON can say of an option of somebody's own type."""
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

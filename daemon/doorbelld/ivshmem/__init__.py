@@ -11,5 +11,5 @@ tells.
 The other end: `membership` is what a server's messages say, `receive` how they are read. `client` is for programs that
 wait by themselves, `aioclient` for asyncio, `joined` what both show, `flat` a device's registers over either. `link` is
 a connection in an event loop that comes back, `hostclient` the daemon's own client, told by `clientspec` and telling
-`client_events`; `journal` keeps it over a restart, and `clientrecord` puts it together again.
+`client_events`; `clientjournal` keeps it over a restart, and `clientrevival` puts it together again.
 """

@@ -8,8 +8,8 @@ A `HostClient` is there from the moment it is asked for, whether its server is o
 things stand. `link` does the work. What happens is told by events, through *emit*. Nothing here logs, and nothing here
 knows D-Bus.
 
-Where there is a keeper, the connection and all that came over it go there (`journal`), and `clientrecord` puts the
-client together again in another process: its server notices nothing.
+Where there is a keeper, the connection and all that came over it go there (`clientjournal`), and `clientrevival` puts
+the client together again in another process: its server notices nothing.
 
 Invariants
 ----------
@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from ..errors import MemoryUnavailable, ServerClosed
-from ..fds import native
+from ..fds import limits, native
 from ..fds.keeper import Keeper
 from ..fds.owned import Fd
 from ..wire.ivshmem import MESSAGE
@@ -41,10 +41,10 @@ from .client_events import (
     ClientStateChanged,
     ClientUnkept,
 )
+from .clientjournal import LEDGER, NO_ROOM, ClientJournal
 from .clientspec import ClientSpec, FlatSpec
 from .flat import FlatDevice
 from .joined import missing
-from .journal import LEDGER, NO_ROOM, Journal
 from .link import ClientState, Link, PlainSource
 from .membership import Change, PeerJoined, PeerLeft, RemotePeer
 from .receive import map_memory
@@ -78,8 +78,9 @@ class HostClient:
             accept=self._accept,
             vectors_max=spec.vectors_max,
             reconnect=spec.reconnect,
+            fd_end=limits.for_other_servers(),
         )
-        self._journal: Journal | None = None
+        self._journal: ClientJournal | None = None
         self._emit = emit
         self._joined: dict[int, int] = {}  # when each of the others was first told of
 
@@ -136,7 +137,7 @@ class HostClient:
     def keep(self, keeper: Keeper, prefix: str) -> bool:
         """Leave a record with *keeper*, all names in which begin with *prefix*; tell whether there was room."""
         name = LEDGER.format(self.spec.KIND, self.name)
-        self._journal = Journal.start(keeper, prefix, name, self.link, self.export, self.overflow)
+        self._journal = ClientJournal.start(keeper, prefix, name, self.link, self.export, self.overflow)
         if self._journal is None:
             self._emit(ClientUnkept(self, NO_ROOM))
         return self.kept
@@ -153,13 +154,13 @@ class HostClient:
             self.link.read_by(PlainSource())
             journal.discard()
 
-    def resume(self, journal: Journal, rings: Sequence[int]) -> None:
+    def resume(self, journal: ClientJournal, rings: Sequence[int]) -> None:
         """Go on with a record that another process left; *rings* were counted there."""
         self._journal = journal
         self.link.totals[:] = rings
 
-    def export(self, journal: Journal) -> dict[str, Any]:
-        """Describe the client for `clientrecord.revive_client`, in values that JSON can hold.
+    def export(self, journal: ClientJournal) -> dict[str, Any]:
+        """Describe the client for `clientrevival.revive_client`, in values that JSON can hold.
 
         *journal* knows where the descriptors are.
         """
@@ -174,7 +175,7 @@ class HostClient:
             "connection": None if self.link.sock is None else self._export_connection(journal),
         }
 
-    def _export_connection(self, journal: Journal) -> dict[str, Any]:
+    def _export_connection(self, journal: ClientJournal) -> dict[str, Any]:
         link, membership = self.link, self.link.membership
         memory = [] if membership.memory is None else [membership.memory.fileno()]
         return {
@@ -419,7 +420,7 @@ class HostFlat(HostClient):
         super()._accept(memory)
         self.device.check_memory(os.fstat(memory.fileno()).st_size)
 
-    def resume(self, journal: Journal, rings: Sequence[int]) -> None:
+    def resume(self, journal: ClientJournal, rings: Sequence[int]) -> None:
         """Go on with a record that another process left; *rings* were counted there."""
         super().resume(journal, rings)
         self.device.interrupts.update(dict(enumerate(rings)))

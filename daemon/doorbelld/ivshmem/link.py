@@ -9,8 +9,8 @@ bounded number of messages at each turn of the loop, and reads our own doorbells
 what is wrong is its ``reason``. A server may be absent, full, silent, gone, or no ivshmem server at all: all of that
 ends the connection, and with ``reconnect`` there is another one after a wait that grows.
 
-What is read comes through a `Source`. The plain one is recvmsg(2). Another one (`journal`) keeps what is read before
-it takes it, so that the connection outlives this process.
+What is read comes through a `Source`. The plain one is recvmsg(2). Another one (`clientjournal`) keeps what is read
+before it takes it, so that the connection outlives this process.
 
 Invariants
 ----------
@@ -141,6 +141,7 @@ class Link:
         vectors_max: how many vectors of a peer are taken.
         reconnect: whether to connect again when the connection can't be had or ends.
         quiet: see `DoorbellReader`.
+        fd_end: descriptors of this number and above are not for the server to use up.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Link:
         vectors_max: int,
         reconnect: bool,
         quiet: float | None = None,
+        fd_end: int | None = None,
     ) -> None:
         self.path = path
         self.state = ClientState.CONNECTING
@@ -182,6 +184,7 @@ class Link:
         self._moved = moved
         self._accept = accept
         self._quiet = quiet
+        self._fd_end = fd_end
         self._reader: DoorbellReader | None = None
         self._watched = False
         self._reading = False
@@ -374,10 +377,20 @@ class Link:
         sock, membership = self.sock, self.membership
         self.taken += len(data)
         self.note_tail(data, [fd.fileno() for fd in fds])
+        self._leave_room(fds)
         for change in membership.feed(data, fds):
             self._apply(change)
             if self.sock is not sock:
                 return
+
+    def _leave_room(self, fds: list[Fd]) -> None:
+        if self._fd_end is not None and self._reading and any(fd.fileno() >= self._fd_end for fd in fds):
+            for fd in fds:
+                fd.close()
+            raise LimitExceeded(
+                f"the server at {self._server} sent so many doorbells that few descriptors are left for others; "
+                "raise LimitNOFILE="
+            )
 
     def note_tail(self, data: bytes, fds: list[int]) -> None:
         """Note which part of *data*, that was just taken, is of a message that is not whole yet."""
@@ -440,7 +453,7 @@ class Link:
 
     def _end(self, failure: DoorbellError, state: ClientState = ClientState.CONNECTING) -> None:
         """The connection is over, for the reason that *failure* says."""
-        if time.monotonic() - self._begun > self._backoff.most:  # it was a good one
+        if self.since and time.monotonic() - self._begun > self._backoff.most:  # it was a good one
             self._backoff.reset()
         self._hang_up()
         if self.state is not ClientState.CLOSED:  # by who heard a last ring

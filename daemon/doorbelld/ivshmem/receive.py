@@ -8,6 +8,7 @@ the kernel could not give us ends the connection.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -24,6 +25,7 @@ CHUNK = 4096
 """Bytes to ask for: the kernel stops after the first message with a descriptor anyway."""
 _FDS_MAX = 253  # SCM_MAX_FD: a server that lies may send as many
 _SPACE = socket.CMSG_SPACE(_FDS_MAX * array("i").itemsize)
+_MOUNTS = "/proc/self/mountinfo"
 _CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)  # as flags they take longer than the call
 
 
@@ -57,7 +59,24 @@ def unavailable(path: str, error: OSError) -> ServerUnavailable:
         PermissionError: "ask for permission to write to the socket, by its owner, group and mode",
     }
     cure = next((cure for kind, cure in cures.items() if isinstance(error, kind)), "is it an ivshmem server's socket?")
+    if isinstance(error, FileNotFoundError | PermissionError) and (place := _hidden(path)):
+        where = f"BindPaths={os.path.dirname(path)} below [Service]"
+        cure = f"the sandbox of our unit hides {place}: systemctl edit it, {where}, or have the server elsewhere"
     return ServerUnavailable(f"no ivshmem server at {path}: {error.strerror or error}; {cure}")
+
+
+def _hidden(path: str) -> str:
+    """Name the directory above *path* that PrivateTmp= or ProtectHome= of a unit hides from us; "" if none does.
+
+    They are known by what systemd puts there. Should that ever change, the cure is the ordinary one.
+    """
+    found = root = ""
+    with contextlib.suppress(OSError, ValueError), open(_MOUNTS, errors="surrogateescape") as mounts:
+        for line in mounts:  # the last of those on top of each other counts
+            _, _, _, of, place, _ = line.split(" ", 5)
+            if len(place) >= len(found) and path.startswith(f"{place.rstrip('/')}/"):
+                found, root = place, of
+    return found if "/systemd-private-" in root or root.endswith("/inaccessible/dir") else ""
 
 
 def silent(server: str) -> ServerUnavailable:

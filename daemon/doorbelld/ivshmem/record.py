@@ -32,9 +32,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..errors import StateMismatch
 from ..fds.keeper import Keeper
-from ..fds.ledger import NEWER_CURE, Ledger, LedgerFull, NewerState
+from ..fds.ledger import Ledger, LedgerFull, check_version, damage_told, line
 from ..fds.owned import FdSet
 from ..fds.shelf import Shelf
 from .outbox import Outbox
@@ -152,19 +151,19 @@ class Record(Shelf):
             self._overflow()
 
     def _rewrite(self) -> None:
-        self._ledger.rewrite(_line(self._snapshot()))
+        self._ledger.rewrite(line(self._snapshot()))
         self._weight = 0
 
     def _write(self, change: list[Any], weight: int) -> None:
-        self._append(_line(change), weight)
+        self._append(line(change), weight)
 
-    def _append(self, line: bytes, weight: int) -> None:
+    def _append(self, written: bytes, weight: int) -> None:
         self._weight += weight
         try:
             if self._weight > _LINES_MAX:
                 self.renew()  # the change is in the state already
             else:
-                self._ledger.append(line)
+                self._ledger.append(written)
         except LedgerFull:
             self.renew()
 
@@ -180,10 +179,6 @@ def region_of(ledger: Ledger) -> str:
     return match[1] if match else ""
 
 
-def _line(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
-
-
 def replay(lines: Sequence[bytes], region: str = "") -> dict[str, Any]:
     """Make the state of the moment from a ledger's lines; *region* is its name, which an old one does not say.
 
@@ -191,17 +186,15 @@ def replay(lines: Sequence[bytes], region: str = "") -> dict[str, Any]:
         NewerState: they are of a newer version.
         StateMismatch: they are damaged.
     """
-    try:
+    with damage_told():
         state = upgrade(json.loads(lines[0]), region)
         if missing := {"name", "spec", "configured", "next_seq", "host", "members"} - set(state):
             raise KeyError(*sorted(missing))
         if not isinstance(state["name"], str) or not isinstance(state["spec"], dict | None):
             raise TypeError("its name or spec is none")
         members = {member["seq"]: member for member in state["members"]}
-        for line in lines[1:]:
-            _apply(json.loads(line), state, members)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise StateMismatch(f"the state is damaged ({type(error).__name__}: {error})") from error
+        for change in lines[1:]:
+            _apply(json.loads(change), state, members)
     state["members"] = list(members.values())
     return state
 
@@ -241,16 +234,10 @@ def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
         NewerState: it is of a newer one.
         ValueError: of none that there ever was.
     """
-    version = state["version"]
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{version!r} is no version")
-    if version == 1:  # said nothing of how the region was asked for, nor under which rule a peer came
+    check_version(state["version"], STATE_VERSION)
+    if state["version"] == 1:  # said nothing of how the region was asked for, nor under which rule a peer came
         members = [{**member, "rule": None} if "outbox" in member else member for member in state["members"]]
         state = {**state, "version": 2, "name": region, "spec": None, "configured": True, "members": members}
     if state["version"] == 2:  # knew no relay, which is all
         state = {**state, "version": 3}
-    if state["version"] != STATE_VERSION:
-        raise NewerState(
-            f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; {NEWER_CURE}"
-        )
     return state

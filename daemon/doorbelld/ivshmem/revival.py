@@ -15,17 +15,17 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import InvalidOptions, StateMismatch
 from ..fds import eventfd
 from ..fds.keeper import Keeper, Kept
-from ..fds.ledger import Ledger
+from ..fds.ledger import Ledger, damage_told, reopen
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.spare import Spare
-from ..fds.vault import look_into
+from ..fds.vault import found_behind
 from ..wire.ivshmem import ID_MAX
 from .events import RegionEvent
 from .peer import Arrival, Peer
@@ -41,15 +41,10 @@ def read_state(fd: Fd) -> tuple[Ledger, dict[str, Any]]:
     """Open the ledger *fd*, which is taken over, and say how things stood.
 
     Raises:
+        NewerState: a newer version wrote it.
         StateMismatch: it can't be read.
     """
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(fd)
-        ledger = Ledger.adopt(fd)
-        undo.callback(ledger.close)
-        state = replay(ledger.lines(), region_of(ledger))
-        undo.pop_all()
-    return ledger, state
+    return reopen(fd, lambda ledger: replay(ledger.lines(), region_of(ledger)))
 
 
 def spec_of(state: dict[str, Any], configured: Mapping[str, RegionSpec]) -> RegionSpec:
@@ -136,15 +131,6 @@ def revive(
     return region
 
 
-@contextlib.contextmanager
-def damage_told() -> Iterator[None]:
-    """Say so where a state holds what none can hold."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, InvalidOptions) as error:
-        raise StateMismatch(f"the state is damaged ({type(error).__name__}: {error})") from error
-
-
 def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> list[Peer]:
     """Take in again everybody of the *state*; gives those of whom nothing was kept."""
     lost = []
@@ -165,7 +151,7 @@ def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> 
 def _rejoin_pairs(region: Region, relay: Relay, kept: Kept, lost: list[Peer]) -> list[Peer]:
     """Take up the pairs of everybody, and add to those who are *lost* whose proxies nobody kept."""
     members = {member.seq: member for member in region.roster.ordered}
-    vaults = {seq: fds for seq in members if (fds := _look_into(kept.take(proxies_of(seq)))) is not None}
+    vaults = {seq: fds for seq in members if (fds := found_behind(kept.take(proxies_of(seq)))) is not None}
     missing = relay.restore(members, vaults)
     for peer in region.peers.values():
         for member in region.roster.ordered:
@@ -200,7 +186,7 @@ def _bells(kept: Kept, state: dict[str, Any]) -> FdSet:
     count = len(state["host"]["totals"])
     if not all(isinstance(total, int) and total >= 0 for total in state["host"]["totals"]):
         raise ValueError("a total of rings is none")
-    fds = _look_into(kept.take("host"))
+    fds = found_behind(kept.take("host"))
     if fds is None or len(fds) != count:
         raise StateMismatch("the host peer's doorbells are missing")
     return fds
@@ -223,17 +209,9 @@ def _listener(spec: RegionSpec, kept: Kept, socket_given: Fd | None) -> Listener
     return Listener.open(spec.socket, owner=spec.owner, group=spec.group, mode=spec.mode)
 
 
-def _look_into(door: Fd | None) -> FdSet | None:
-    if door is None:
-        return None
-    with door, contextlib.suppress(OSError):
-        return look_into(door)
-    return None
-
-
 def _contents(door: Fd | None, count: int) -> tuple[socket.socket, FdSet] | None:
     """Take a peer's socket and doorbells out of their vault; None if it is not what it should be."""
-    fds = _look_into(door)
+    fds = found_behind(door)
     if fds is None:
         return None
     if len(fds) != count or not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):

@@ -88,6 +88,8 @@ class RegionSpec:
             cure = "set relay = true, or leave it out"
             if self.relay_rate:
                 problem("relay-rate", "limits nothing: without a relay rings do not pass us", cure)
+            if self.relay_poll_us:
+                problem("relay-poll-us", "waits for nothing: without a relay rings do not pass us", cure)
             if any(rule.rate for rule in self.peer):
                 problem("peer.rate", "limits nothing: without a relay rings do not pass us", cure)
         return problems

@@ -131,6 +131,9 @@ class Chronicle:
         match event:
             case ClientAdded(revived=True):
                 log.info("client restored", client=client, server=there.spec.socket, state=there.state.value)
+                if there.link.failure is not None:  # of the connection that it was to go on with
+                    text = "client lost its region"
+                    self._limited(log.warning, f"client {client}: leaves", text, client=client, reason=there.reason)
             case ClientAdded():
                 log.info("client is there", client=client, server=there.spec.socket)
             case ClientChanged():
@@ -161,6 +164,9 @@ class Chronicle:
         match event:
             case ClientAdded(revived=True):
                 log.info("flat device restored", flat=flat, server=there.spec.socket, state=there.state.value)
+                if there.link.failure is not None:  # of the connection that it was to go on with
+                    text = "flat device lost its region"
+                    self._limited(log.warning, f"flat {flat}: leaves", text, flat=flat, reason=there.reason)
             case ClientAdded():
                 log.info("flat device serves", flat=flat, server=there.spec.socket)
             case ClientChanged():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import socket
@@ -12,6 +13,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doorbelld.errors import StateMismatch
@@ -310,3 +312,35 @@ def test_without_memory_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(OSError, match="Cannot allocate"):
             Ledger.create("x")
         monkeypatch.undo()
+
+
+def test_reopened_it_says_how_things_stood(book: Ledger) -> None:
+    book.rewrite(ledger.line({"count": 1}))
+    book.append(ledger.line(["+", 2]))
+    again, state = ledger.reopen(book.fd.dup(), lambda opened: {"lines": opened.lines()})
+    again.close()
+    assert state == {"lines": [b'{"count":1}', b'["+",2]']}
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "said"),
+    [
+        (3, NewerState, "the state has version 3, and this doorbelld knows up to 2; start the version that wrote it"),
+        (0, StateMismatch, "the state is damaged .ValueError: 0 is no version"),
+        ("2", StateMismatch, "the state is damaged .ValueError: '2' is no version"),
+        (None, StateMismatch, "the state is damaged .KeyError: 'version'"),
+    ],
+)
+def test_a_state_of_another_version_is_not_reopened(
+    book: Ledger, version: object, error: type[Exception], said: str
+) -> None:
+    def replay(opened: Ledger) -> dict[str, Any]:
+        with ledger.damage_told():
+            state: dict[str, Any] = json.loads(opened.lines()[0])
+            ledger.check_version(state["version"], 2)
+        return state
+
+    book.rewrite(ledger.line({} if version is None else {"version": version}))
+    with pytest.raises(error, match=said) as caught:
+        ledger.reopen(book.fd.dup(), replay)
+    assert type(caught.value) is error

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 from doorbelld.fds import eventfd
 from doorbelld.fds.owned import Fd, FdSet
-from doorbelld.fds.vault import Vault, look_into
+from doorbelld.fds.vault import Vault, found_behind, look_into
 from support.fdcount import no_leaks, open_fds
 from support.rawclient import identity
 
@@ -215,3 +216,14 @@ def test_sockets_that_are_no_vaults_hold_nothing() -> None:
             assert len(look_into(door)) == 0
         with socket.socket(socket.AF_UNIX) as lonely, Fd(os.dup(lonely.fileno())) as door, pytest.raises(OSError):
             look_into(door)
+
+
+def test_behind_what_is_no_door_nothing_is_found() -> None:
+    with no_leaks():
+        assert found_behind(None) is None
+        assert found_behind(Fd(os.eventfd(0))) is None
+        with contextlib.closing(Vault()) as vault:
+            vault.fill([0, 1])
+            found = found_behind(Fd(os.dup(vault.door.fileno())))
+        assert found is not None and len(found) == 2
+        found.close()

@@ -14,7 +14,6 @@ import pytest
 from doorbelld.errors import ClientExists, FlatDeviceExists, NoSuchClient, NoSuchFlatDevice
 from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.ledger import Ledger, NewerState
-from doorbelld.host.clients import Unusable
 from doorbelld.host.events import (
     ClientAdded,
     ClientChanged,
@@ -27,6 +26,7 @@ from doorbelld.host.events import (
     PeerRemoved,
 )
 from doorbelld.host.host import Host
+from doorbelld.host.remains import Unusable
 from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.link import ClientState
 from doorbelld.ivshmem.spec import RegionSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from doorbelld.errors import InvalidRegister, MemoryUnavailable, NoSuchPeer, NoSuchVector, ServerClosed
-from doorbelld.fds import eventfd
+from doorbelld.fds import eventfd, limits
 from doorbelld.ivshmem import link as link_module
 from doorbelld.ivshmem.client_events import (
     ClientEvent,
@@ -26,7 +27,7 @@ from doorbelld.ivshmem.hostclient import HostClient, HostFlat
 from doorbelld.ivshmem.link import ClientState
 from doorbelld.ivshmem.receive import Backoff
 from support.fdcount import no_leaks
-from support.otherserver import LIES, OtherServer
+from support.otherserver import LIES, OtherServer, greeting, message
 from support.rawclient import DEADLINE, RawClient, identity
 
 
@@ -65,6 +66,19 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             client.close()
         made.events.clear()
         made.clients.clear()
+
+
+async def test_a_server_that_sends_ever_more_doorbells(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left before the others in this process lack descriptors; what it had sent is theirs again."""
+    monkeypatch.setattr(limits, "for_other_servers", lambda: limits.in_use() + 100)
+    told = [message(peer, "eventfd") for peer in range(1, 200)]
+    with OtherServer(place.path, script=[*greeting(), *told]):
+        client = place.open(reconnect=False)
+        await place.until(lambda: client.state is ClientState.BROKEN)
+        assert "few descriptors are left for others; raise LimitNOFILE=" in client.reason
+        came = [event for event in place.events if isinstance(event, ClientPeerAdded)]
+        assert 50 < len(came) < 100
+        assert client.peers == {}
 
 
 async def test_what_there_is_and_what_is_told(place: Place) -> None:
@@ -151,6 +165,26 @@ async def test_the_memory(place: Place) -> None:
         assert client.read_memory(100, 5) == b""  # and no SIGBUS
         client.memory.close()
         client.link.membership.memory = None
+
+
+async def test_memory_that_knows_no_write(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is mapped instead (huge pages), but not where its owner could cut it off meanwhile."""
+
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with OtherServer(place.path, vectors=2):
+        client = await place.joined()
+        sealed = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+        os.ftruncate(sealed, client.memory_size)
+        monkeypatch.setattr("doorbelld.ivshmem.hostclient.os.pwrite", pwrite)
+        with pytest.raises(MemoryUnavailable, match="can't be written: Invalid argument"):
+            client.write_memory(0, b"y")
+        fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        os.dup2(sealed, client.memory.fileno(), inheritable=False)
+        client.write_memory(100, b"hello")
+        assert os.pread(sealed, 6, 100) == b"hello\0"
+        os.close(sealed)
 
 
 async def test_memory_that_can_not_be_written(place: Place, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from doorbelld.ivshmem.link import ClientState, Link
 from doorbelld.ivshmem.membership import Change, PeerJoined, PeerLeft, VectorAdded, Welcomed
 from doorbelld.ivshmem.receive import Backoff, map_memory
 from support.fdcount import no_descriptor_left, no_leaks
-from support.otherserver import LIES, OtherServer, Script, cut, greeting, message, play
+from support.otherserver import HANG_UP, LIES, OtherServer, Script, cut, greeting, message, play
 from support.rawclient import DEADLINE, identity
 
 PATIENT = {"silence", "half a version"}
@@ -172,6 +172,52 @@ async def test_nobody_there_and_no_second_try(path: str) -> None:
         await ear.until(lambda: ear.link.state is ClientState.CONNECTED)
         ear.link.restart(reconnect=True)  # it is connected
         ear.link.close()
+
+
+async def test_waits_grow_until_there_was_a_good_connection(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who lets us in and throws us out again is not asked ten times a second for ever."""
+    waits: list[float] = []
+
+    class Noted(Backoff):
+        def next(self) -> float:
+            super().next()
+            waits.append(self._next)
+            return 0.001
+
+    monkeypatch.setattr(module, "Backoff", lambda: Noted(0.1, 5.0))
+    growing = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    ear = Ear(path)
+    with OtherServer(path, script=[HANG_UP]):
+        ear.link.start()
+        await ear.until(lambda: len(waits) >= 8)
+        assert waits[:8] == growing or waits[1:8] == growing[:7]  # the first try may come too early
+    with OtherServer(path, vectors=1):
+        await ear.until(lambda: ear.link.membership.own.vectors)
+        waits.clear()
+        ear.link._begun -= 6
+    await ear.until(lambda: len(waits) >= 8)
+    assert waits[:8] == growing
+    ear.link.close()
+
+
+async def test_who_was_broken_stays_so_until_it_works(path: str) -> None:
+    ear = Ear(path)
+    with OtherServer(path, script=[message(1)]):
+        ear.link.start()
+        await ear.until(lambda: ear.link.state is ClientState.BROKEN)
+    await ear.until(lambda: "start the server" in ear.link.reason)
+    assert ear.link.state is ClientState.BROKEN
+    with OtherServer(path, vectors=1):
+        await ear.until(lambda: ear.link.state is ClientState.CONNECTED)
+    ear.link.close()
+
+
+async def test_vectors_are_limited_on_each_connection(path: str) -> None:
+    ear = Ear(path, vectors_max=1)
+    with OtherServer(path, vectors=2):
+        ear.link.start()
+        await ear.until(lambda: [state for state, _ in ear.states].count(ClientState.BROKEN) >= 3)
+    ear.link.close()
 
 
 async def test_no_descriptor_left(path: str) -> None:

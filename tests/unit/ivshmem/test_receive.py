@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from doorbelld.errors import LimitExceeded
@@ -94,6 +95,48 @@ def test_credentials_beside_the_bytes_are_no_descriptors(pair: tuple[socket.sock
 def test_who_is_not_there_is_named_with_the_cure(number: int, said: str) -> None:
     error = unavailable("/run/s", OSError(number, os.strerror(number)))
     assert str(error) == f"no ivshmem server at /run/s: {said}"
+
+
+MOUNTS = """\
+351 304 254:0 / / ro,nosuid,relatime shared:64 master:1 - ext4 /dev/vda rw
+352 351 0:42 / /tmp rw,nosuid,nodev shared:80 master:2 - tmpfs tmpfs rw
+371 351 0:46 /systemd/inaccessible/dir /home ro,nosuid,nodev,noexec shared:119 master:6 - tmpfs tmpfs rw
+396 352 0:42 /systemd-private-a6a7-doorbelld.service-oPVcJB/tmp /tmp rw,nosuid,nodev shared:81 master:2 - tmpfs tmpfs rw
+397 396 0:42 /shown /tmp/shown rw,nosuid,nodev shared:81 master:2 - tmpfs tmpfs rw
+403 351 254:0 /var/tmp/systemd-private-a6a7-doorbelld.service-Clj47z/tmp /var/tmp rw shared:131 - ext4 /dev/vda rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "hidden"),
+    [
+        ("/tmp/far/s", errno.ENOENT, "/tmp"),
+        ("/var/tmp/s", errno.ENOENT, "/var/tmp"),
+        ("/home/s", errno.EACCES, "/home"),
+        ("/tmp/far/s", errno.ECONNREFUSED, ""),
+        ("/tmp/shown/s", errno.ENOENT, ""),
+        ("/tmpfar/s", errno.ENOENT, ""),
+        ("/srv/s", errno.EACCES, ""),
+        ("s", errno.ENOENT, ""),
+    ],
+)
+def test_what_a_sandbox_hides_is_told(
+    path: str, number: int, hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    monkeypatch.setattr("doorbelld.ivshmem.receive._MOUNTS", str(mounts))
+    said = str(unavailable(path, OSError(number, os.strerror(number))))
+    cure = f"hides {hidden}: systemctl edit it, BindPaths={os.path.dirname(path)} below [Service]"
+    assert (cure in said, "sandbox" in said) == (bool(hidden), bool(hidden))
+
+
+@pytest.mark.parametrize("mounts", ["no such file", "/dev/null", "/proc/self/status"])
+def test_without_a_list_of_mounts_the_cure_is_the_ordinary_one(mounts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doorbelld.ivshmem.receive._MOUNTS", mounts)
+    assert str(unavailable("/tmp/s", FileNotFoundError(errno.ENOENT, "gone"))).endswith(
+        "gone; start the server, or name its socket"
+    )
 
 
 def test_an_error_without_a_number_has_words_too() -> None:

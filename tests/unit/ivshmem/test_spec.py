@@ -107,6 +107,11 @@ def test_raw_that_does_not_hold_here_and_now_is_refused(monkeypatch: pytest.Monk
             "it out",
         ),
         (
+            {"relay-poll-us": 5},
+            "region.demo.relay-poll-us: waits for nothing: without a relay rings do not pass us; set relay = true, or "
+            "leave it out",
+        ),
+        (
             {"peer": [{"match": {}, "rate": 5}]},
             "region.demo.peer.rate: limits nothing: without a relay rings do not pass us; set relay = true, or leave "
             "it out",

@@ -279,8 +279,10 @@ def test_a_life_in_the_region_of_another_server(make: type[HostClient], key: str
         },
         {"event": f"{word} removed", "log_level": "info", **about},
         {"event": f"{word} restored", "log_level": "info", **about, "server": "/s", "state": "connecting"},
+        {"event": f"{word} lost its region", "log_level": "warning", **about, "reason": "no server"},
     ]
     one.link.failure = None  # it only waits for the greeting
+    assert [line["event"] for line in told(ClientAdded(one, revived=True))] == [f"{word} restored"]
     assert told(ClientStateChanged(one, connecting, connecting)) == []
     peers = told(ClientPeerAdded(one, 7), ClientPeerRemoved(one, 7))
     assert [(line["log_level"], line[key], line["peer"]) for line in peers] == [("debug", one.name, 7)] * 2

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from doorbelld.fds.ledger import LedgerFull
-from doorbelld.ivshmem import journal as module
+from doorbelld.fds.vault import SO_PEEK_OFF
+from doorbelld.ivshmem import clientjournal as module
 from doorbelld.ivshmem.client_events import ClientUnkept
-from doorbelld.ivshmem.journal import SO_PEEK_OFF, TOO_LARGE, runs, take_exactly
+from doorbelld.ivshmem.clientjournal import TOO_LARGE, runs, take_exactly
 from doorbelld.ivshmem.link import ClientState
 from doorbelld.wire.ivshmem import OutOfPlace
 from support.clientbench import ClientBench

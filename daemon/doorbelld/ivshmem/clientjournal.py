@@ -11,7 +11,8 @@ for. The kernel counts with us: SO_PEEK_OFF, which moves on with what is looked 
 the same moment. So the socket itself, whoever holds it, says how much of the last batch is still to be taken.
 
 The ledger's first line is a snapshot (`hostclient.HostClient.export`); it describes the connection as the greeting that
-a server would send now. What came since are lines, and who comes after us feeds both to a new `Link` (`clientrecord`)::
+a server would send now. What came since are lines, and who comes after us feeds both to a new `Link`
+(`clientrevival`)::
 
     ["<", vault, time, [[hex, descriptors]...]]     a batch that is in the vault (0: it has no descriptors); it is being
                                                     taken from now on
@@ -37,7 +38,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import socket
 import time
 from collections import deque
@@ -47,15 +47,14 @@ from typing import Any
 
 from ..errors import LimitExceeded
 from ..fds.keeper import Keeper
-from ..fds.ledger import AREA, Ledger, LedgerFull
+from ..fds.ledger import AREA, Ledger, LedgerFull, line
 from ..fds.owned import Fd
 from ..fds.shelf import Shelf
+from ..fds.vault import SO_PEEK_OFF
 from ..wire.ivshmem import OutOfPlace
 from .link import Link, Pieces, PlainSource
 from .receive import receive
 
-SO_PEEK_OFF = 42
-"""asm-generic/socket.h; Python has no name for it."""
 LEDGER = "doorbelld:{}:{}:state"
 BATCH = 128
 """Messages with a descriptor that are taken together."""
@@ -113,7 +112,7 @@ class _Batch:
                 fd.close()
 
 
-class Journal:
+class ClientJournal:
     """The journal of *link*, a `link.Source`; *snapshot* gives the client's state.
 
     *failed* is called with the reason when it can't be kept any more; it has the link read plainly from then on, and
@@ -125,7 +124,7 @@ class Journal:
         shelf: Shelf,
         ledger: Ledger,
         link: Link,
-        snapshot: Callable[[Journal], dict[str, Any]],
+        snapshot: Callable[[ClientJournal], dict[str, Any]],
         failed: Callable[[str], None],
     ) -> None:
         self.next = 1
@@ -155,9 +154,9 @@ class Journal:
         prefix: str,
         name: str,
         link: Link,
-        snapshot: Callable[[Journal], dict[str, Any]],
+        snapshot: Callable[[ClientJournal], dict[str, Any]],
         failed: Callable[[str], None],
-    ) -> Journal | None:
+    ) -> ClientJournal | None:
         """Keep *link* and all that it has; None if there is no room for all of it: nothing is kept then."""
         try:
             ledger = Ledger.create(name)
@@ -176,13 +175,13 @@ class Journal:
         shelf: Shelf,
         ledger: Ledger,
         link: Link,
-        snapshot: Callable[[Journal], dict[str, Any]],
+        snapshot: Callable[[ClientJournal], dict[str, Any]],
         failed: Callable[[str], None],
         *,
         next_number: int,
         socket_number: int,
         vaults: Mapping[int, Sequence[int]],
-    ) -> Journal:
+    ) -> ClientJournal:
         """Go on with what is kept; `resumed` is called when *link* is where it was. *vaults* say what is where."""
         journal = cls(shelf, ledger, link, snapshot, failed)
         journal.next, journal.socket = next_number, socket_number
@@ -214,7 +213,7 @@ class Journal:
                 return False
             self.place(vault, fds[start : start + _VAULT])
         try:
-            self._ledger.rewrite(_line(self._snapshot_now()))
+            self._ledger.rewrite(line(self._snapshot_now()))
         except LedgerFull:
             return False
         return shelf.keep("state", self._ledger.fd.fileno())
@@ -394,7 +393,7 @@ class Journal:
             self._stale = True
             return
         try:
-            self._ledger.rewrite(_line(self._snapshot_now()))
+            self._ledger.rewrite(line(self._snapshot_now()))
         except LedgerFull:
             self._failed(TOO_LARGE)
         self._stale, self._weight = False, 0
@@ -403,7 +402,7 @@ class Journal:
         return {**self._snapshot(self), "next": self.next}
 
     def _append(self, change: list[Any], weight: int) -> None:
-        self._ledger.append(_line(change))
+        self._ledger.append(line(change))
         self._weight += weight
 
     # The vaults
@@ -462,10 +461,6 @@ def _giving(batch: _Batch) -> Pieces:
             yield batch.pieces.popleft()
     finally:
         batch.close()
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def _nothing() -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Puts a client or a flat device together again from what its `journal` left: after a restart, a crash at any instant.
+"""Puts a client or a flat device together again from its `clientjournal`: after a restart, a crash at any instant.
 
 Theory of operation
 -------------------
@@ -26,16 +26,15 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..errors import ServerClosed
 from ..fds.keeper import Keeper, Kept
-from ..fds.ledger import NEWER_CURE, Ledger, NewerState
+from ..fds.ledger import Ledger, check_version, damage_told, reopen
 from ..fds.owned import Fd, FdSet
 from ..fds.shelf import Shelf
-from ..fds.vault import look_into
+from ..fds.vault import SO_PEEK_OFF, found_behind
 from ..wire.ivshmem import ID_MAX, PROTOCOL_VERSION, SHARED_MEMORY, OutOfPlace, encode
 from .client_events import ClientEvent
+from .clientjournal import ClientJournal, take_exactly
 from .hostclient import STATE_VERSION, HostClient
-from .journal import SO_PEEK_OFF, Journal, take_exactly
 from .link import Pieces
-from .revival import damage_told
 from .spec import MSIX_VECTORS_MAX
 
 One = TypeVar("One", bound=HostClient)
@@ -54,13 +53,7 @@ def read_state(fd: Fd) -> tuple[Ledger, dict[str, Any]]:
         NewerState: a newer version wrote it.
         StateMismatch: it can't be read.
     """
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(fd)
-        ledger = Ledger.adopt(fd)
-        undo.callback(ledger.close)
-        state = replay(ledger.lines())
-        undo.pop_all()
-    return ledger, state
+    return reopen(fd, lambda ledger: replay(ledger.lines()))
 
 
 def replay(lines: Sequence[bytes]) -> dict[str, Any]:
@@ -75,13 +68,7 @@ def replay(lines: Sequence[bytes]) -> dict[str, Any]:
     """
     with damage_told():
         state: dict[str, Any] = json.loads(lines[0])
-        version = state["version"]
-        if not isinstance(version, int) or version < 1:
-            raise ValueError(f"{version!r} is no version")
-        if version > STATE_VERSION:
-            raise NewerState(
-                f"the state has version {version}, and this doorbelld knows up to {STATE_VERSION}; {NEWER_CURE}"
-            )
+        check_version(state["version"], STATE_VERSION)
         if not isinstance(state["name"], str) or not isinstance(state["spec"], dict):
             raise TypeError("its name or spec is none")
         if not all(isinstance(total, int) and total >= 0 for total in state["rings"]):
@@ -175,7 +162,7 @@ def revive_client(
         read = [] if state["connection"] is None else [*_greeting(connection), *state["batches"]]
         next_number = _above(state["next"], kept)
         with _Opened(kept, state["places"]) as opened:
-            journal = Journal.resume(
+            journal = ClientJournal.resume(
                 shelf,
                 ledger,
                 client.link,
@@ -222,7 +209,7 @@ class _Opened:
         self._there: dict[Place, Fd] = {}  # by where it was first
         first_at = {place: first for first, place in places.items()}
         for vault in sorted({vault for vault, _ in first_at}):
-            contents = [Fd(number) for number in _look_into(kept.take(str(vault)))]
+            contents = [Fd(number) for number in (found_behind(kept.take(str(vault))) or FdSet()).steal()]
             self.vaults[vault] = [fd.fileno() if (vault, i) in first_at else -1 for i, fd in enumerate(contents)]
             for index, fd in enumerate(contents):
                 if (vault, index) in first_at:
@@ -266,7 +253,13 @@ def _connect(
         return
     first = next((places[0] for _, pieces in read for _, places in pieces if places), None)
     memory_missing = first is not None and first not in opened
-    link.replay(sock, [] if memory_missing else ((when, opened.give(pieces)) for when, pieces in read))
+    again = [] if memory_missing else [(when, opened.give(pieces)) for when, pieces in read]
+    snapshot = len(again) - len(state["batches"])
+    link.membership.vectors_max = MSIX_VECTORS_MAX  # they may have come before it was lowered
+    link.replay(sock, again[:snapshot])
+    link.membership.vectors_max = client.spec.vectors_max
+    if link.sock is sock:
+        link.replay(sock, again[snapshot:])
     if memory_missing:
         link.fail(ServerClosed(f"{INCOMPLETE}: the memory is missing"))
     if link.sock is None:
@@ -334,11 +327,3 @@ def _socket(fd: Fd | None) -> socket.socket | None:
                 return sock
             sock.close()
     return None
-
-
-def _look_into(door: Fd | None) -> FdSet | list[int]:
-    if door is None:
-        return []
-    with door, contextlib.suppress(OSError):
-        return look_into(door).steal()
-    return []

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from doorbelld.errors import StateMismatch
+from doorbelld.errors import ServerClosed, StateMismatch
 from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.ledger import NewerState
 from doorbelld.fds.owned import Fd
-from doorbelld.ivshmem import journal as journal_module
-from doorbelld.ivshmem.client_events import ClientRung, ClientUnkept
-from doorbelld.ivshmem.clientrecord import read_state, replay, revive_client
+from doorbelld.ivshmem import clientjournal as journal_module
+from doorbelld.ivshmem.client_events import ClientEvent, ClientPeerAdded, ClientRung, ClientUnkept
+from doorbelld.ivshmem.clientrevival import read_state, replay, revive_client
 from doorbelld.ivshmem.clientspec import ClientSpec
 from doorbelld.ivshmem.hostclient import HostClient, HostFlat
 from doorbelld.ivshmem.link import ClientState
@@ -301,6 +301,26 @@ def test_a_flat_device_goes_on(bench: ClientBench) -> None:
     flat.close()
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["in the snapshot", "and more since"])
+def test_who_has_more_vectors_than_are_taken_now_stays(bench: ClientBench, later: bool) -> None:
+    """They came before vectors-max was lowered, which holds for those who come."""
+    bench.accept()
+    populate(bench, vectors=3)
+    bench.settle()
+    bench.client.change(ClientSpec.from_raw("demo", {**bench.spec.raw(), "vectors-max": 2}), False)
+    if later:
+        bench.add(50)
+        bench.settle()
+    bench.restart()
+    assert bench.client.state is ClientState.CONNECTED
+    bench.settle()
+    for _ in range(3):
+        bench.add(51)
+    bench.deliver()
+    bench.until(lambda: bench.client.state is ClientState.BROKEN)
+    assert "peer 51 has more than 2 vectors" in bench.client.reason
+
+
 def test_a_snapshot_now_and_then(bench: ClientBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_LINES_MAX", 5)
     bench.accept()
@@ -311,6 +331,77 @@ def test_a_snapshot_now_and_then(bench: ClientBench, monkeypatch: pytest.MonkeyP
         assert len(lines(bench)) < 10
     bench.restart()
     bench.settle()
+
+
+def test_messages_are_reason_enough_for_a_snapshot(bench: ClientBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_LINES_MAX", 5)
+    bench.accept()
+    for _ in range(20):
+        bench.add(1)
+        bench.settle()
+        bench.leave(1)
+        bench.settle()
+        assert len(lines(bench)) < 20
+
+
+def test_a_snapshot_before_a_ledger_is_full(bench: ClientBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.accept()
+    populate(bench)
+    bench.settle()
+    assert len(lines(bench)) > 1
+    monkeypatch.setattr(journal_module, "AREA", 0)
+    bench.add(5)
+    bench.settle()
+    assert [line[:4] for line in lines(bench)[1:]] == [b'["<"', b'[">"']
+    bench.restart()
+    bench.settle()
+
+
+def test_no_snapshot_while_messages_are_handled(bench: ClientBench) -> None:
+    """It would tell of some that were taken together, and not of the others, which are gone from the socket."""
+    bench.accept()
+    populate(bench)
+    bench.settle()
+    found: list[int] = []
+    emit = bench.client._emit
+
+    def hear(event: ClientEvent) -> None:
+        emit(event)
+        if isinstance(event, ClientPeerAdded):
+            bench.client.change(bench.client.spec, True)
+            found.append(len(replay(lines(bench))["batches"]))
+
+    bench.client._emit = hear
+    for peer_id in (10, 11, 12):
+        bench.add(peer_id)
+    bench.settle()
+    assert len(found) == 3 and all(found)
+    bench.restart()
+    bench.settle()
+    assert bench.client.configured
+
+
+def test_what_was_looked_at_and_never_taken_is_dropped(bench: ClientBench) -> None:
+    """The keeper took its time, and the connection ended meanwhile."""
+    bench.accept()
+    populate(bench)
+    bench.settle()
+    put = bench.keeper.put
+
+    def slow(name: str, fd: int) -> bool:
+        bench.keeper.busy = True
+        return put(name, fd)
+
+    bench.keeper.put = slow  # type: ignore[method-assign]
+    bench.add(5)
+    bench.deliver()
+    bench.turn(3)
+    assert 5 not in bench.client.peers
+    bench.keeper.put = put  # type: ignore[method-assign]
+    bench.client.link.fail(ServerClosed("it is gone"))
+    bench.keeper.rest()
+    assert set(bench.keeper.copies) == {"c1.state"}
+    assert not bench.client.peers
 
 
 # What ends while we are away, or is not there

@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a host has in plain values: the parts of the JSON that the method ``Describe`` gives.
+
+Keys are spelled as in the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..ivshmem.flat import Register
+from ..ivshmem.hostclient import HostClient, HostFlat
+from ..ivshmem.region import Region
+from ..vhost.backend import Backend
+
+
+def describe_region(region: Region) -> dict[str, Any]:
+    """Say how a region was asked for, and who is there."""
+    return {
+        **region.spec.as_options(),
+        "host-rings": region.host.totals if region.host else [],
+        "pairs": None if region.relay is None else [_dashed(dataclasses.asdict(pair)) for pair in region.relay.pairs()],
+        "peers": [
+            {
+                "id": peer.id,
+                "pid": peer.who.pid,
+                "uid": peer.who.uid,
+                "gid": peer.who.gid,
+                "vm": peer.who.vm_name,
+                "unit": peer.who.unit,
+                "since": peer.since,
+                "vectors": peer.vectors,
+                "backlog": peer.backlog,
+                **_rings(region, peer.id),
+            }
+            for peer in region.peers.values()
+        ],
+    }
+
+
+def describe_device(device: Backend) -> dict[str, Any]:
+    """Say how a device was asked for, who drives it, and what its queues do."""
+    who = device.who
+    return {
+        **device.spec.as_options(),
+        **_dashed({key: _plain(value) for key, value in dataclasses.asdict(device.spec.own).items()}),
+        "virtio-id": device.virtio_id,
+        "state": device.state.value,
+        "reason": device.reason,
+        "front-end": who
+        and {
+            "pid": who.pid,
+            "uid": who.uid,
+            "gid": who.gid,
+            "vm": who.vm_name,
+            "unit": who.unit,
+            "since": device.since,
+            "features": device.feature_names(device.accepted_features),
+            "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
+        },
+        "counters": device.counters,
+        "memory": [_dashed(region._asdict()) for region in device.memory_regions],
+        "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
+    }
+
+
+def describe_client(client: HostClient) -> dict[str, Any]:
+    """Say how a client or a flat device was asked for, how it stands with its server, and who is there."""
+    known = {
+        **client.spec.as_options(),
+        "state": client.state.value,
+        "reason": client.reason,
+        "id": client.id,
+        "vectors": client.vectors,
+        "size": client.memory_size,
+        "since": client.since,
+        "rings": list(client.rings),
+        "peers": [
+            {"id": peer.id, "vectors": peer.vectors, "since": client.seen(peer.id)} for peer in client.peers.values()
+        ],
+    }
+    if isinstance(client, HostFlat):
+        known |= {"iv-position": client.read(Register.IVPOSITION), "interrupts": client.interrupts}
+    return known
+
+
+def _rings(region: Region, peer_id: int) -> dict[str, int]:
+    """Say what a relay has counted of a peer."""
+    if region.relay is None:
+        return {}
+    sent, received = region.relay.totals(peer_id)
+    return {"rings-sent": sent, "rings-received": received}
+
+
+def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell keys as the configuration does."""
+    return {key.replace("_", "-"): value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON can say of an option of somebody's own type."""
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
