@@ -4,7 +4,9 @@
 
 A `Rung` is sent at once: somebody waits for it. Comings and goings are sent in order, a few milliseconds' worth per
 loop turn, so that a storm of joins does not hold up the greetings that caused it. Properties that changed are told
-together at the end of a turn, with the values that they have then, however often they changed.
+together at the end of a turn, with the values that they have then, however often they changed. Peers of our clients
+come and go as fast as another server says; one that is gone before its coming was told is not told of at all, so there
+is never more to tell than there are peers.
 
 While the bus takes nothing, rings of host peers, clients and flat devices, and what front-ends negotiate, would be what
 could grow without bound: sums of the ones and the names of changed properties are kept here, and sent when it takes
@@ -84,6 +86,8 @@ class Announcer:
         self._tree = tree
         self._router = router
         self._waiting: deque[Callable[[], None]] = deque()
+        self._untold: dict[tuple[HostClient, int], ClientPeerAdded] = {}
+        """Peers of clients and flat devices, by ID, whose coming waits to be told."""
         self._changed: dict[str, set[str]] = {}
         """Names of properties that changed, by object."""
         self._rings: Counter[tuple[str, str, str, int]] = Counter()
@@ -104,8 +108,12 @@ class Announcer:
                 self._tree.drop(paths.peer(event.region.name, peer.id))
             case RegionRemoved():
                 self._tree.drop_tree(paths.region(event.region.name))
+            case ClientPeerAdded(client=client, peer_id=peer_id):
+                self._untold[client, peer_id] = event
             case ClientPeerRemoved(client=client, peer_id=peer_id):
                 self._tree.drop(paths.client_peer(client.name, peer_id))
+                if self._untold.pop((client, peer_id), None) is not None:
+                    return
             case ClientAdded() | ClientRemoved():
                 self._tree.drop_tree(_place(event.client)[0])
             case DeviceAdded() | DeviceRemoved():  # another one may have had the name, and gone without a word
@@ -194,9 +202,18 @@ class Announcer:
             case ClientChanged():
                 self._change(path, interfaces.load(interface).properties)
             case ClientPeerAdded() | ClientPeerRemoved():
+                if isinstance(event, ClientPeerAdded) and not self._to_tell(event):
+                    return
                 if interface == CLIENT:
                     self._announce_remote(event, path)
                 self._change(path, ("PeerCount",))
+
+    def _to_tell(self, event: ClientPeerAdded) -> bool:
+        """Tell whether who came is there still; if so, it is being told of now."""
+        waiting = self._untold.get((event.client, event.peer_id)) is event
+        if waiting:
+            del self._untold[event.client, event.peer_id]
+        return waiting
 
     def _announce_remote(self, event: ClientPeerAdded | ClientPeerRemoved, path: str) -> None:
         peer = paths.client_peer(event.client.name, event.peer_id)

@@ -35,6 +35,12 @@ def raise_to_hard() -> int:
     return hard
 
 
+def for_other_servers() -> int:
+    """Tell up to which number descriptors may be what another server sends: an eighth of all is left to the others."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit - min(max(RESERVE, limit // 8), limit // 2)
+
+
 def in_use() -> int:
     """Count this process's open descriptors."""
     return len(os.listdir("/proc/self/fd")) - 1  # less the one that lists

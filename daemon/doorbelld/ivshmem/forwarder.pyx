@@ -27,7 +27,8 @@ due. A lane that is forbidden has its rings taken, counted as refused, and throw
 second.
 
 *Hostile sharers.* Senders and targets hold these eventfds too: they may clear O_NONBLOCK and fill counters. Taking
-never blocks (RWF_NOWAIT). Writing is done under a guard (`guard.h`) of half a millisecond. A doorbell that does not
+never blocks (RWF_NOWAIT). A count that has gone over (by aio(7), say) is reported whether we watch or not, so even what
+is not watched is edge-triggered. Writing is done under a guard (`guard.h`) of half a millisecond. A doorbell that does not
 take the count leaves it in ``taken``; the channel is held and tries again, after twice the time each time. Whoever made
 a write block once is not trusted again: its doorbells are looked at with poll(2) and made non-blocking before each
 write, and should that be lost in a race, they are left alone for longer.
@@ -439,7 +440,7 @@ cdef class Forwarder(Table):
                 lane.next = start + lane.interval
                 if start > now + lane.slack:
                     hold(&self.heap, channel, start - lane.slack, True)
-                    self._rearm(channel, 0)
+                    self._rearm(channel, EPOLLET)
                     return
                 granted = True
             if not take(channel):
@@ -449,9 +450,9 @@ cdef class Forwarder(Table):
         if forbidden:
             refuse(channel)
             hold(&self.heap, channel, now + RETRY_FIRST_NS, False)  # so that ringing on costs us little
-            self._rearm(channel, 0)
+            self._rearm(channel, EPOLLET)
         elif not self._deliver(channel, now):
-            self._rearm(channel, 0)
+            self._rearm(channel, EPOLLET)
 
     cdef bint _deliver(self, Channel *channel, uint64_t now) noexcept nogil:
         """Write what was taken; False if that can't be now, and the channel is held."""
@@ -513,7 +514,7 @@ cdef class Forwarder(Table):
             channel.source = sources[i]
             channel.sink = sinks[i]
             channel.place = -1
-            event.events = 0 if record[TAKEN] else EPOLLIN | EPOLLET
+            event.events = EPOLLET if record[TAKEN] else EPOLLIN | EPOLLET
             event.data.u64 = channel.key
             if epoll_ctl(self.epoll, EPOLL_CTL_ADD, channel.source, &event):
                 error = errno
@@ -523,6 +524,7 @@ cdef class Forwarder(Table):
                         unhold(&self.heap, &lane.channels[i])
                 return error
             if record[TAKEN]:  # a predecessor was killed before it could deliver, or before it knew that it had
+                record[TAKEN] = min(record[TAKEN], UINT64_MAX - 1)  # as `take` does
                 if record[RINGS] == record[PASSED] + record[REFUSED]:
                     record[RINGS] += record[TAKEN]
                 hold(&self.heap, channel, 0, False)
@@ -541,7 +543,7 @@ cdef class Forwarder(Table):
         _made(epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event))
 
     cdef void _rearm(self, Channel *channel, uint32_t events) noexcept nogil:
-        """Watch a channel's proxy again, whatever came meanwhile, or (0) no longer."""
+        """Watch a channel's proxy again, whatever came meanwhile, or (EPOLLET alone) no longer."""
         cdef epoll_event event
         event.events = events
         event.data.u64 = channel.key

@@ -100,7 +100,8 @@ def leads_to_a_file(fd: int) -> bool:
 class PidFile:
     """A file with our process ID in it, from the moment it is made until `remove`.
 
-    It is written in place, whatever it is: somebody who wants none gives ``/dev/null``.
+    It is written in place, whatever it is: somebody who wants none gives ``/dev/null``. But a symbolic link is not
+    followed: where others may make one, /tmp say, it could lead to any file of ours.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,7 +113,9 @@ class PidFile:
         self._path = path
         self._line = b"%d\n" % os.getpid()
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o644)
+            fd = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644
+            )
             with open(fd, "wb", buffering=0) as file:
                 status = os.fstat(fd)
                 self._inode = (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -69,6 +69,7 @@ Where it differs from ivshmem-server:
   - Socket and PID file are removed at the end. The shared memory object
     stays, as there.
   - A shared memory object that is there may grow, but never shrinks.
+  - A PID file that is a symbolic link is an error.
 """
 _STATUSES = """\
   0   stopped by SIGTERM or SIGINT; or, without -F, it serves in the background

@@ -402,6 +402,29 @@ async def test_a_clients_life(stage: Stage, lab: HostClient) -> None:
     ]
 
 
+async def test_peers_that_come_and_go_faster_than_is_told(stage: Stage, lab: HostClient, mcu: HostFlat) -> None:
+    """A server that says so all the time does not fill our memory: there is no more to tell than there are peers."""
+    hear, peer = stage.announcer.hear, f"{LAB}/peer/7"
+    stage.tree.add(peer)
+    for _ in range(500):
+        for client in (lab, mcu):
+            hear(ClientPeerAdded(client, 7))
+            hear(ClientPeerRemoved(client, 7))
+    await stage.settle()
+    assert stage.router.signals == []
+    hear(ClientPeerAdded(lab, 7))
+    hear(ClientPeerRemoved(mcu, 7))
+    await stage.settle()
+    for _ in range(500):
+        hear(ClientPeerRemoved(lab, 7))
+        hear(ClientPeerAdded(lab, 7))
+    await stage.settle()
+    told = [member.partition(".")[2] for _, member, _ in stage.router.signals]
+    come, gone = ["InterfacesAdded", "PeerAdded"], ["PeerRemoved", "InterfacesRemoved"]
+    assert [member for member in told if member != "PropertiesChanged"] == [*come, *gone, *come]
+    assert not stage.announcer._waiting and not stage.announcer._untold
+
+
 async def test_a_flat_device_has_no_peers_on_the_bus(stage: Stage, mcu: HostFlat) -> None:
     hear = stage.announcer.hear
     hear(ClientAdded(mcu))

@@ -22,6 +22,12 @@ def test_raise_to_hard() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.parametrize(("limit", "theirs"), [(524_288, 458_752), (1024, 896), (100, 50)])
+def test_some_are_left_to_others(monkeypatch: pytest.MonkeyPatch, limit: int, theirs: int) -> None:
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (limit, limit))
+    assert limits.for_other_servers() == theirs
+
+
 def test_in_use() -> None:
     before = limits.in_use()
     fd = os.open("/dev/null", os.O_RDONLY)

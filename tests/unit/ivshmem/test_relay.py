@@ -433,6 +433,27 @@ def test_killed_at_any_step(of: type, step: str, leaves: int) -> None:
     bench.close()
 
 
+@pytest.mark.parametrize(("leaves", "totals"), [(0, (0, 3)), (1, (3, 0))])
+def test_killed_before_who_left_is_forgotten(bench: Relayed, leaves: int, totals: tuple[int, int]) -> None:
+    """What the other sent or got counts on."""
+    bench.enter("one", "two")
+    bench.ring(bench.region.peers[0], 1, 0, 3)
+    bench.wait(0, 1, 3)
+    bench.events.clear()  # they know the peers, whose sockets are to end with the process
+    with killed_at("forget", Relay):
+        bench.leave(bench.region.peers[leaves])
+    bench.restart()
+    bench.pump()
+    assert bench.region.relayed().totals(1 - leaves) == totals
+
+
+def test_nothing_is_kept_of_who_left(bench: Relayed) -> None:
+    bench.enter("one")
+    before = set(bench.keeper.copies)
+    bench.leave(bench.enter("two")[0])
+    assert set(bench.keeper.copies) == before
+
+
 def test_executed_anew_after_somebody_left(bench: Relayed) -> None:
     """What another keeper gets is packed anew: who left has left no gap."""
     one, two, three, four = bench.enter("one", "two", "three", "four")

@@ -179,6 +179,16 @@ def test_a_pid_file_that_was_replaced_stays(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "pid"
+    precious.write_text("do not touch")
+    link.symlink_to(precious)
+    with pytest.raises(Unwritable, match="with -p"):
+        PidFile(str(link))
+    assert precious.read_text() == "do not touch"
+    assert link.is_symlink()
+
+
 def test_a_pid_file_that_can_not_be(tmp_path: Path) -> None:
     with no_leaks(), pytest.raises(Unwritable, match="Is a directory; name a file"):
         PidFile(str(tmp_path))
