@@ -36,11 +36,11 @@ from typing import Self, TypeAlias
 
 from ..errors import DoorbellError, ServerClosed, ServerUnavailable
 from ..fds.owned import Fd
-from .client import CONNECT_SECONDS, Rung
+from .client import Rung
 from .joined import Joined
 from .link import ClientState, Link
 from .membership import Change, PeerJoined, PeerLeft, RemotePeer, StrayLeave, VectorAdded, Welcomed
-from .receive import map_memory
+from .receive import CONNECT_SECONDS, map_memory
 from .spec import VECTORS_MAX
 
 CHANGES_MAX = 1024

@@ -51,10 +51,9 @@ from ..wire.ivshmem import ProtocolError
 from .environment import inherit
 from .joined import Joined
 from .membership import Change, Membership, VectorAdded, Welcomed
-from .receive import Backoff, broken, closed, lost, map_memory, receive, silent, unavailable
+from .receive import CONNECT_SECONDS, Backoff, broken, closed, lost, map_memory, receive, silent, unavailable
 from .spec import VECTORS_MAX
 
-CONNECT_SECONDS = 10.0
 _MESSAGES_MAX = 1024  # in one call, so that a server that never stops talking does not keep the caller
 
 

@@ -26,7 +26,7 @@ changes nothing, and so does a doorbell that is not there. It is counted (`guest
 Callers who want to know ask with ``strict``. Before there is an ID, IVPOSITION reads 0, as QEMU's state does and as the
 specification says of a device that can't be rung.
 
-`FlatGuest` is the device on a connection of its own, a blocking `Client`.
+On a connection of its own it is a `flatguest.FlatGuest`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
-from mmap import mmap
-from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DoorbellError, InvalidRegister, MemoryUnavailable
-from .client import CONNECT_SECONDS, Client, Event
+from .receive import CONNECT_SECONDS
 from .spec import VECTORS_MAX
+
+if TYPE_CHECKING:
+    from .flatguest import FlatGuest
 
 
 class Register(IntEnum):
@@ -127,6 +128,9 @@ class FlatDevice:
             ServerUnavailable, ProtocolBroken, LimitExceeded: as `Client.connect`.
             MemoryUnavailable: the memory is not of *memory_size*.
         """
+        from .client import Client  # not with the daemon, which has a device but no client that blocks
+        from .flatguest import FlatGuest
+
         client = Client(path, vectors_max=vectors_max)
         return FlatGuest(client, irq=irq, trouble=trouble, memory_size=memory_size).join(timeout)
 
@@ -182,68 +186,3 @@ class FlatDevice:
             raise error
         if self.trouble is not None:
             self.trouble(f"guest {does}: {error}")
-
-
-class FlatGuest(FlatDevice):
-    """A device on a connection of its own; made by `FlatDevice.connect`. One thread at a time may use it."""
-
-    def __init__(
-        self,
-        client: Client,
-        *,
-        irq: Callable[[int, int], object] | None = None,
-        trouble: Callable[[str], object] | None = None,
-        memory_size: int = 0,
-    ) -> None:
-        """Take over *client*."""
-        super().__init__(client, irq=irq, trouble=trouble, memory_size=memory_size)
-        self.client = client
-        """What a guest can't see: who is there, with how many vectors."""
-        client.notified = self._notified
-
-    def join(self, timeout: float | None = CONNECT_SECONDS) -> Self:
-        """Connect, again if need be (then as another peer); errors as `FlatDevice.connect`."""
-        self.client.connect(timeout)
-        try:
-            self.check_memory(len(self.client.memory))
-        except MemoryUnavailable:
-            self.close()
-            raise
-        return self
-
-    @property
-    def memory(self) -> mmap:
-        """The shared memory, mapped to be read and written; see `Client.memory`."""
-        return self.client.memory
-
-    def fileno(self) -> int:
-        """Give a descriptor that is readable when there is something for `poll` to handle."""
-        return self.client.fileno()
-
-    def poll(self, timeout: float | None = None) -> list[Event]:
-        """Wait until something happens, *timeout* seconds at most (None: for ever); pulse the line if we were rung.
-
-        Returns:
-            What happened; nothing if nothing did in time.
-
-        Raises:
-            ServerClosed, ProtocolBroken, LimitExceeded: as `Client.poll`. The registers can be used even then.
-        """
-        return self.client.poll(timeout)
-
-    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> list[Event]:
-        """Handle what happens until *condition* holds; as `Client.wait_for`."""
-        return self.client.wait_for(condition, timeout)
-
-    def close(self) -> None:
-        """Leave the region; a second time does nothing."""
-        self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def _notified(self, _client: Client, vector: int, count: int) -> None:
-        self.interrupt(vector, count)

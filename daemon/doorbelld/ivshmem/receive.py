@@ -21,6 +21,8 @@ from ..errors import LimitExceeded, ProtocolBroken, ServerClosed, ServerUnavaila
 from ..fds.owned import Fd
 from ..wire.ivshmem import OutOfPlace, ProtocolError, WrongVersion
 
+CONNECT_SECONDS = 10.0
+"""How long a server may take to greet."""
 CHUNK = 4096
 """Bytes to ask for: the kernel stops after the first message with a descriptor anyway."""
 _FDS_MAX = 253  # SCM_MAX_FD: a server that lies may send as many

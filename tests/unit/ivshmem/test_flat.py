@@ -30,7 +30,8 @@ from doorbelld.fds.bells import Bells
 from doorbelld.fds.owned import Fd
 from doorbelld.ivshmem.client import Client, Rung
 from doorbelld.ivshmem.events import Rung as HostRung
-from doorbelld.ivshmem.flat import FlatDevice, FlatGuest, Register, doorbell, register_at
+from doorbelld.ivshmem.flat import FlatDevice, Register, doorbell, register_at
+from doorbelld.ivshmem.flatguest import FlatGuest
 from doorbelld.ivshmem.membership import Membership, PeerLeft, StrayLeave, VectorAdded
 from doorbelld.wire.ivshmem import OutOfPlace, ProtocolError, TooManyVectors, WrongVersion
 from hypothesis import settings
