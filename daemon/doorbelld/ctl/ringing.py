@@ -50,7 +50,7 @@ def notify(session: Session, name: str, peer: str, vector: int | None, kind: str
 
     async def interrupt(daemon: Daemon) -> tuple[str, int]:
         among = _WITH_PEERS if vector is not None else ("region", "device", "client")
-        found = kind or (await daemon.find(name, None, among))[0]
+        found = kind or await daemon.kind_of(name, among)
         if found == "device":
             queue = _queue(name, peer, vector)
             await daemon.call_queue(name, queue, "Notify")
@@ -149,7 +149,7 @@ def disconnect(session: Session, name: str, peer: str | None, kind: str | None) 
     """
 
     async def drop(daemon: Daemon) -> int | None:
-        found = kind or ("region" if peer is not None else (await daemon.find(name, None, ("region", "device")))[0])
+        found = kind or ("region" if peer is not None else await daemon.kind_of(name, ("region", "device")))
         if found == "device":
             if peer is not None:
                 raise Refused(f'device "{name}" has one front-end and no peers; leave PEER out')

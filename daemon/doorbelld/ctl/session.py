@@ -29,6 +29,8 @@ WORDS = {"region": "region", "device": "device", "client": "client", "flat": "fl
 """What each of `KINDS` is called."""
 _LISTS = {"region": "ListPeers", "device": "ListQueues"}
 """Methods of the manager that only look, and tell that one of the kind is not there."""
+_NAMES = {"region": "ListRegions", "device": "ListDevices", "client": "ListClients", "flat": "ListFlatDevices"}
+"""Methods of the manager that name all of a kind, each name first in its row."""
 _NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 
 
@@ -213,6 +215,11 @@ class Daemon:
         nor = " or ".join(WORDS[kind] for kind in more)
         there = "; ".join(f"{WORDS[kind]}s: {', '.join(known[f'{kind}s']) or 'none'}" for kind in (first, *more))
         raise Refused(f'no {WORDS[first]} "{name}", and no {nor} of that name; there are {there}')
+
+    async def kind_of(self, name: str, among: Sequence[str]) -> str:
+        """Tell which kind *name* is, as `find` does, without having everything described if it is of one kind only."""
+        found = [kind for kind in among if any(row[0] == name for row in await self.call(_NAMES[kind]))]
+        return found[0] if len(found) == 1 else (await self.find(name, None, among))[0]
 
     async def peer_id(self, region: str, word: str, kind: str = "region") -> int:
         """Read a peer: its ID, ``host``, or the name of its VM; of a client's peers only the ID is known."""

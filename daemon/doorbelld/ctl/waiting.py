@@ -138,7 +138,7 @@ class Wait:
         from ..bus.names import OBJECT_MANAGER, ROOT
 
         if self._kind is None:
-            self._kind, _ = await Daemon(client).find(self._name, None, tuple(_RUNG))
+            self._kind = await Daemon(client).kind_of(self._name, tuple(_RUNG))
         path, interface = place(self._kind, self._name)
         rung = Match(path=path, interface=interface, member=_RUNG[self._kind][1])
         removed = Match(path=ROOT, interface=OBJECT_MANAGER, member="InterfacesRemoved")
