@@ -53,6 +53,10 @@ class NoSuchDeviceType(DoorbellError):
     """This build has no device of that type."""
 
 
+class RegionInUse(DoorbellError):
+    """Peers are connected to the region."""
+
+
 class RegionExists(DoorbellError):
     """A region of that name is there already."""
 

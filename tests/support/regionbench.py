@@ -77,13 +77,28 @@ class Bench:
         """Those who joined by `join`, by sequence number."""
         self.strangers: list[RawClient] = []
         """Those who connected by `knock`."""
+        self.cut_off: set[int] = set()
+        """IDs that got other doorbells while somebody remembered them."""
         options = {"vectors": 3, "size": 1 << 16, "stall_timeout": 0.0, **options}
         spec = RegionSpec("demo", socket=f"{folder}/s", **options)
         self.region = Region.open(spec, self.loop, self.events.append, self.spare, keeping=(self.keeper, "r1."))
+        self._watch(self.region)
 
-    def join(self, name: str) -> Peer | None:
+    def _watch(self, region: Region) -> Region:
+        """Note the IDs that get other doorbells while somebody remembers them."""
+        cut_off = region.admission.cut_off
+
+        def note(member: Member) -> None:
+            self.cut_off.add(member.id)
+            cut_off(member)
+
+        region.admission.cut_off = note  # type: ignore[method-assign]
+        return region
+
+    def join(self, name: str, keeps: bool = False) -> Peer | None:
+        """Have a VM of that *name* join; one that *keeps* IDs is told no leaves, as QEMU is."""
         try:
-            end = self.region.attach(Credentials(os.getpid(), 0, 0, name))
+            end = self.region.attach(Credentials(os.getpid(), 0, 0, name), leaves=not keeps)
         except (AccessDenied, LimitExceeded):
             return None
         peer = list(self.region.peers.values())[-1]
@@ -161,7 +176,8 @@ class Bench:
             kept.close()
             raise
         keeping = self.keeper, "r1."
-        return revive(spec, state, ledger, kept, keeping, self.loop, self.events.append, self.spare, given)
+        revived = revive(spec, state, ledger, kept, keeping, self.loop, self.events.append, self.spare, given)
+        return self._watch(revived)
 
     def lines(self) -> list[bytes]:
         assert self.region._record is not None
@@ -170,14 +186,24 @@ class Bench:
     def plain(self, state: dict[str, Any]) -> dict[str, Any]:
         """Bring *state* to a form in which what makes no difference makes none.
 
-        Where a peer's cursor stands before members that it is never told of, it may as well stand behind them.
+        Where a peer's cursor stands before members that it is never told of, it may as well stand behind them. What is
+        kept for absent peers and nobody remembers may be gone.
         """
         state = json.loads(json.dumps(state))
+        peers = self.region.peers.values()
+        oldest = min((peer.member.seq for peer in peers if peer.outbox.keeps), default=state["next_seq"])
+        state["retired"] = [[peer_id, seq] for peer_id, seq in state["retired"] if oldest < seq]
+        for entry in state["absent"]:
+            if not any(entry["id"] in peer.outbox.kept for peer in peers):
+                entry["doorbells"] = None
         for entry in state["members"]:
-            if "outbox" in entry and not entry["outbox"]["offset"]:
+            if "outbox" not in entry:
+                continue
+            entry["outbox"]["kept"].sort()
+            if not entry["outbox"]["offset"]:
                 outbox = self.region.peers[entry["id"]].outbox
                 cursor = entry["outbox"]["cursor"]
-                ahead = (m.seq for m in self.region.roster.ordered if m.seq >= cursor and not outbox.blind_to(m))
+                ahead = (m.seq for m in self.region.roster.ordered if m.seq >= cursor and outbox._to_tell(m))
                 entry["outbox"]["cursor"] = next(ahead, -1)
         return state
 
@@ -196,8 +222,12 @@ class Bench:
             for peer in self.peers():
                 if (client := self.clients.get(peer.member.seq)) is not None:
                     seen = [member for member in self.region.roster.ordered if not peer.outbox.blind_to(member)]
-                    assert client.doorbells == {m.id: list(map(identity, self.bells(peer, m))) for m in seen}
-            assert not self.region._ids._held
+                    seen += [m for m in self.region.admission.absent.doorbells() if m.id in peer.outbox.kept]
+                    want = {m.id: list(map(identity, self.bells(peer, m))) for m in seen}
+                    same = {peer_id for peer_id in want if peer_id not in self.cut_off}
+                    assert {i: client.doorbells[i] for i in same} == {i: want[i] for i in same}
+                    assert client.doorbells.keys() - self.cut_off == same
+            assert not self.region.admission.ids._held
         finally:
             self.abandon()
 

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "daemon" / "doorbelld"
 ROOT = "doorbelld"
-LINES_MAX = 620
+LINES_MAX = 700
 
 LAYERS = (
     ("errors", "options", "log"),
@@ -86,7 +86,7 @@ def breaches(package: Path) -> list[str]:
                 found.append(f"{module}:{node.lineno} names {named[0]}: only bus.library may")
     for file in sorted([*package.rglob("*.py"), *package.rglob("*.pyx")]):
         if (lines := len(file.read_text().splitlines())) > LINES_MAX:
-            found.append(f"{file.relative_to(package)} has {lines} lines: a module stays under about 600")
+            found.append(f"{file.relative_to(package)} has {lines} lines: a module stays under about 700")
     return found
 
 
@@ -158,7 +158,7 @@ def test_the_walk_sees_the_whole_package() -> None:
         ("ctl/a.py", "from ..bus.objects import Tree", "over D-Bus only"),
         ("__init__.py", "from .errors import DoorbellError", "imports nothing"),
         ("extra/a.py", "from ..errors import DoorbellError", "in no layer"),
-        ("log.py", "\n" * (LINES_MAX + 1), "under about 600"),
+        ("log.py", "\n" * (LINES_MAX + 1), "under about 700"),
     ],
 )
 def test_a_breach_is_found(tmp_path: Path, file: str, text: str, said: str) -> None:
@@ -178,7 +178,7 @@ def test_a_breach_is_found(tmp_path: Path, file: str, text: str, said: str) -> N
         ("net/a.py", "import pyroute2"),
         ("ctl/a.py", "from ..bus.client import Client\nfrom ..wire.ivshmem import Decoder"),
         ("main.py", "from .config.loader import load\nfrom .service.readiness import Readiness"),
-        ("log.py", "\n" * 600),
+        ("log.py", "\n" * 680),
     ],
 )
 def test_what_is_allowed_is_not_a_breach(tmp_path: Path, file: str, text: str) -> None:

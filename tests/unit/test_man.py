@@ -29,7 +29,7 @@ from support.needs import require
 
 ROOT = Path(__file__).parents[2]
 CHANGING = {
-    *("PeerCount", "MaxPeers", "StallTimeoutUSec", "RelayRate"),
+    *("PeerCount", "ClearPolicy", "MaxAbsent", "MaxPeers", "StallTimeoutUSec", "RelayRate"),
     *("PollUSec", "State", "Reason", "ConfigSpace", "MemoryRegions"),
     *(f"Frontend{what}" for what in ("Pid", "Uid", "Gid", "VmName", "Unit", "Since")),
     *(f"Acked{what}" for what in ("Features", "FeatureNames", "ProtocolFeatures", "ProtocolFeatureNames")),

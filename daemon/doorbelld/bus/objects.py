@@ -190,6 +190,18 @@ def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
     return spec
 
 
+def _flag(options: dict[str, Any], name: str, default: bool) -> bool:
+    """Read the only option that a method knows: a boolean."""
+    given = library.unwrap(options)
+    problems = [Problem(key, "unknown option", f"known here: {name}") for key in sorted(given) if key != name]
+    flag = given.get(name, default)
+    if not isinstance(flag, bool):
+        problems.append(Problem(name, f"{flag!r} is not a boolean", "write true or false"))
+    if problems:
+        raise InvalidOptions(problems)
+    return bool(flag)
+
+
 @dataclass(frozen=True, slots=True)
 class RegionMemory:
     """The memory of *region*."""
@@ -221,11 +233,16 @@ class RegionView(DoorbellMethods, MemoryMethods, View, interface=REGION):
         self._region = self._ringer = region
 
     @method("Attach", Action.MANAGE, wants_caller=True)
-    def attach(self, caller: Credentials, options: dict[str, Any]) -> Fd:
+    async def attach(self, caller: Credentials, options: dict[str, Any]) -> Fd:
         """Join as a peer."""
-        if options:
-            raise InvalidOptions([Problem(key, "unknown option", "none is known yet") for key in sorted(options)])
-        return self._region.attach(caller)
+        leaves = _flag(options, "tell-leaves", True)
+        await self._region.ready()
+        return self._region.attach(caller, leaves=leaves)
+
+    @method("Clear", Action.MANAGE)
+    async def clear(self, options: dict[str, Any]) -> None:
+        """Set the memory to zero."""
+        await self._region.clear(_flag(options, "force", False))
 
     def _shared(self) -> RegionMemory:
         return RegionMemory(self._region)
@@ -283,6 +300,25 @@ class RegionView(DoorbellMethods, MemoryMethods, View, interface=REGION):
     def max_peers(self) -> int:
         """How many may connect."""
         return self._region.spec.max_peers
+
+    @prop("MaxAbsent")
+    def max_absent(self) -> int:
+        """For how many absent peers IDs are kept."""
+        return self._region.spec.max_absent
+
+    @prop("AbsentPeers")
+    def absent_peers(self) -> list[list[Any]]:
+        """ID, VM name, uid and time of leaving of each."""
+        return [
+            [absent.id, absent.who.vm_name, absent.who.uid, absent.left]
+            for absent in self._region.admission.absent
+            if absent.member is not None
+        ]
+
+    @prop("ClearPolicy")
+    def clear_policy(self) -> str:
+        """When the memory is cleared by itself."""
+        return self._region.spec.clear
 
     @prop("FirstId")
     def first_id(self) -> int:

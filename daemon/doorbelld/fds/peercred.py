@@ -38,6 +38,16 @@ class Credentials:
     program: str = ""
     """Base name of what it runs."""
 
+    @property
+    def identity(self) -> str:
+        """Whose process it is, in a form that is the same after the process was started again.
+
+        That is the uid, the service, and the VM name. A scope, and a service that systemd-run made, are left out: they
+        are called something else each time.
+        """
+        lasting = self.unit.endswith(".service") and not self.unit.startswith("run-")
+        return f"uid {self.uid}, unit {self.unit if lasting else '-'}, VM {self.vm_name or '-'}"
+
 
 def credentials(sock: socket.socket) -> Credentials:
     """Tell pid, uid and gid of the process that connected *sock* (or listens, for a client's socket)."""

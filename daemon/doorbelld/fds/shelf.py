@@ -23,6 +23,9 @@ class Shelf:
         """See `Keeper.ready`."""
         return self._keeper.ready(resume)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
     def keep(self, name: str, fd: int) -> bool:
         """Keep *fd*; False if there is no room."""
         if not self._keeper.put(self._prefix + name, fd):

@@ -38,6 +38,17 @@ def describe_region(region: Region) -> dict[str, Any]:
             }
             for peer in region.peers.values()
         ],
+        "absent": [
+            {
+                "id": absent.id,
+                "uid": absent.who.uid,
+                "vm": absent.who.vm_name,
+                "unit": absent.who.unit,
+                "left": absent.left,
+            }
+            for absent in region.admission.absent
+            if absent.member is not None
+        ],
     }
 
 

@@ -19,7 +19,17 @@ from ..ivshmem.client_events import (
     ClientStateChanged,
     ClientUnkept,
 )
-from ..ivshmem.events import PeerAdded, PeerRefused, PeerRemoved, RegionChanged, RegionEvent, Rung, Unkept
+from ..ivshmem.events import (
+    AbsentGivenUp,
+    MemoryCleared,
+    PeerAdded,
+    PeerRefused,
+    PeerRemoved,
+    RegionChanged,
+    RegionEvent,
+    Rung,
+    Unkept,
+)
 from ..vhost.events import (
     ConfigChanged,
     DeviceChanged,
@@ -71,6 +81,7 @@ class ClientRemoved(ClientEvent):
 
 
 __all__ = [
+    "AbsentGivenUp",
     "ClientAdded",
     "ClientChanged",
     "ClientEvent",
@@ -89,6 +100,7 @@ __all__ = [
     "FrontendDetached",
     "FrontendRefused",
     "HostEvent",
+    "MemoryCleared",
     "Negotiated",
     "PeerAdded",
     "PeerRefused",

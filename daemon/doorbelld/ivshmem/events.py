@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .absent import AbsentPeer
     from .peer import Peer
     from .region import Region
 
@@ -32,6 +33,21 @@ class PeerRemoved(RegionEvent):
 
     peer: Peer
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentGivenUp(RegionEvent):
+    """The ID of an absent peer is kept for it no longer, for *reason*; those who remember it are told its leave."""
+
+    absent: AbsentPeer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCleared(RegionEvent):
+    """The shared memory is all zero now; or it could not be cleared, for *failure*."""
+
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,18 +17,27 @@ one walk through the roster, and one number, the *cursor*, says how far this pee
 Leaves go out before further joins, but never between two vectors of one member: a client may count on a member's
 vectors coming in one piece. A member that is half told when it leaves is withdrawn at once.
 
+A peer that *keeps* IDs is told less. It is a QEMU, or a program that may be one: QEMU frees what it knows of a peer at
+its leave, never allocates it again, and corrupts its memory when the same ID joins later (docs/decisions/0011). So it
+is not told that a member left whose doorbells it has; the ID goes on the set of IDs that the peer has *kept*.
+Doorbells belong to the ID, so when the owner is back, what the peer has is right again, and the new member is passed
+over on the walk. A member that is half told when it leaves is told to the end first. Only an ID that is given up for
+good (`give_up`) is told as a leave; it is not used again as long as this peer is connected.
+
 Invariants (`tests/unit/ivshmem/test_outbox.py` tries all interleavings)
 ----------
 1. What was sent, replayed by a client, plus what `batch` still gives, is the roster (as far as visible).
-2. The state is three integers and a list of IDs: `export` and `restore` are exact, at any message.
+2. The state is three integers and two lists of IDs: `export` and `restore` are exact, at any message.
 3. This module knows no socket; `batch` proposes, `sent` says how much of it went out.
+4. A peer that keeps IDs is never told a leave and then a join of the same ID, and never the same ID twice.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
+from enum import Enum, auto
 from typing import Any
 
 from ..wire.ivshmem import ID_MAX, PROTOCOL_VERSION, SHARED_MEMORY
@@ -37,26 +46,41 @@ from .roster import Member, Roster
 _PREAMBLE = 3  # version, own ID, memory
 
 
+class Leave(Enum):
+    """What a member's leave means for the stream of a peer."""
+
+    NOTHING = auto()
+    """The peer was not told of the member, or has kept its ID since an earlier leave."""
+    OWED = auto()
+    """The peer is to be told the leave."""
+    KEPT = auto()
+    """The peer has the member's doorbells, keeps the ID from now on, and is told nothing."""
+
+
 class Outbox:
     """The server's side of one peer's stream.
 
     *visible* tells which members this peer may know of (its own entry always is); None for all. *told* is called
     with an ID whose leave was owed to this peer, once it was told or need not be any more. *bells* gives the eventfds
-    by which this peer rings another member, where they are not those that the member hears (`relay`).
+    by which this peer rings another member, where they are not those that the member hears (`relay`). *keeps* says
+    whether the peer keeps IDs, instead of being told of leaves.
     """
 
     __slots__ = (
         "_bells",
         "_cursor",
+        "_kept",
         "_leaves",
         "_memory",
         "_offset",
         "_own",
+        "_part",
         "_preamble",
         "_proposed",
         "_roster",
         "_told",
         "_visible",
+        "keeps",
     )
 
     def __init__(
@@ -67,7 +91,10 @@ class Outbox:
         visible: Callable[[Member], bool] | None,
         told: Callable[[int], None],
         bells: Callable[[Member], array[int]] | None = None,
+        *,
+        keeps: bool = False,
     ) -> None:
+        self.keeps = keeps
         self._bells = bells
         self._roster = roster
         self._own = own
@@ -77,7 +104,9 @@ class Outbox:
         self._preamble = 0
         self._cursor = 0
         self._offset = 0
+        self._part: Member | None = None  # the member of which `_offset` vectors were told; it may have left
         self._leaves: deque[int] = deque()
+        self._kept: set[int] = set()
         self._proposed = (0, 0)  # by the last batch: how many messages, and the cursor once all of them went out
 
     def batch(self, limit: int) -> tuple[array[int], array[int]]:
@@ -88,27 +117,32 @@ class Outbox:
             fds.extend((-1, -1, self._memory)[self._preamble :])
         ordered = self._roster.ordered
         index = self._roster.index(self._cursor)
-        offset = self._offset
-        if offset:  # finish the member that is half told, and only then tell leaves
-            values.extend(ordered[index].values[offset:])
-            fds.extend(self._fds(ordered[index])[offset:])
-            index += 1
+        if self._part is not None:  # finish the member that is half told, and only then tell leaves
+            values.extend(self._part.values[self._offset :])
+            fds.extend(self._fds(self._part)[self._offset :])
+            index += index < len(ordered) and ordered[index] is self._part
         if self._leaves:
             values.extend(self._leaves)
             fds.extend([-1] * len(self._leaves))
-        own, visible, bells = self._own, self._visible, self._bells
-        start = len(values)
+        own, bells, everybody = self._own, self._bells, self._visible is None and not self._kept
+        start, cursor = len(values), self._cursor
         while len(values) < limit and index < len(ordered):
             member = ordered[index]
-            if visible is None or member is own or visible(member):
+            if everybody or self._to_tell(member):
                 values.extend(member.values)
                 fds.extend(member.fds if bells is None or member is own else bells(member))
-            elif len(values) == start and not offset:
+            elif len(values) == start and self._part is None:
                 self._cursor = member.seq + 1  # need not be looked at again
             index += 1
         # a batch ends with a whole member, so what follows is known now, and `sent` need not walk again
-        self._proposed = len(values), ordered[index - 1].seq + 1 if index else self._cursor
+        if self._part is not None:
+            cursor = self._part.seq + 1
+        self._proposed = len(values), max(cursor, ordered[index - 1].seq + 1 if index else 0)
         return values, fds
+
+    def _to_tell(self, member: Member) -> bool:
+        """Tell whether the walk stops at *member*."""
+        return member is self._own or not (member.id in self._kept or self.blind_to(member))
 
     def _fds(self, member: Member) -> array[int]:
         return member.fds if self._bells is None or member is self._own else self._bells(member)
@@ -117,7 +151,7 @@ class Outbox:
         """Note that the first *count* messages of the last `batch` went out; nothing may have changed meanwhile."""
         proposed, cursor = self._proposed
         if count == proposed:
-            self._preamble, self._cursor, self._offset = _PREAMBLE, max(cursor, self._cursor), 0
+            self._preamble, self._cursor, self._offset, self._part = _PREAMBLE, max(cursor, self._cursor), 0, None
             while self._leaves:
                 self._told(self._leaves.popleft())
             return
@@ -125,43 +159,68 @@ class Outbox:
             step = min(count, _PREAMBLE - self._preamble)
             self._preamble += step
             count -= step
-        ordered = self._roster.ordered
-        index = self._roster.index(self._cursor)
-        if self._offset and count:
-            count = self._advance(ordered[index], count)
-            index += 1
-        while count and self._leaves and not self._offset:
+        if self._part is not None and count:
+            count = self._advance(self._part, count)
+        while count and self._leaves and self._part is None:
             self._told(self._leaves.popleft())
             count -= 1
-        own, visible = self._own, self._visible
+        ordered = self._roster.ordered
+        index = self._roster.index(self._cursor)
         while count and index < len(ordered):
             member = ordered[index]
-            if visible is None or member is own or visible(member):
+            if self._to_tell(member):
                 count = self._advance(member, count)
             index += 1
 
     def _advance(self, member: Member, count: int) -> int:
         """Move the cursor by up to *count* vectors of *member*; return what is left of *count*."""
         step = min(count, len(member.values) - self._offset)
-        self._cursor, self._offset = member.seq, self._offset + step
+        self._cursor, self._offset, self._part = member.seq, self._offset + step, member
         if self._offset == len(member.values):
-            self._cursor, self._offset = member.seq + 1, 0
+            self._pass(member)
         return count - step
 
-    def leave(self, member: Member) -> bool:
-        """Learn that *member* is about to be taken from the roster; tell whether this peer is owed its leave."""
-        if member is self._own or self.blind_to(member):
+    def _pass(self, member: Member) -> None:
+        """Put the cursor behind *member*."""
+        self._cursor, self._offset, self._part = member.seq + 1, 0, None
+
+    def leave(self, member: Member) -> Leave:
+        """Learn that *member* is about to be taken from the roster; tell what that means for this peer."""
+        told = member.seq < self._cursor or member is self._part
+        if not told or member is self._own or member.id in self._kept or self.blind_to(member):
+            return Leave.NOTHING
+        if self.keeps:
+            self._kept.add(member.id)
+            return Leave.KEPT
+        self._owe(member.id)
+        return Leave.OWED
+
+    def give_up(self, peer_id: int) -> bool:
+        """Learn that the doorbells of an ID are given up; tell whether this peer kept it and is owed its leave now."""
+        if peer_id not in self._kept:
             return False
-        if member.seq > self._cursor or (member.seq == self._cursor and not self._offset):
-            return False
-        if member.seq == self._cursor:
-            self._cursor, self._offset = member.seq + 1, 0
-        self._leaves.append(member.id)
+        self._kept.discard(peer_id)
+        self._owe(peer_id)
         return True
 
+    def cut_off(self, peer_id: int) -> None:
+        """Learn that an ID that this peer has kept gets other doorbells: it is told no more of the former ones."""
+        if self._part is not None and self._part.id == peer_id and peer_id in self._kept:
+            self._pass(self._part)
+
+    def _owe(self, peer_id: int) -> None:
+        if self._part is not None and self._part.id == peer_id:
+            self._pass(self._part)
+        self._leaves.append(peer_id)
+
     def blind_to(self, member: Member) -> bool:
-        """Tell whether this peer is never told of *member*."""
+        """Tell whether this peer is never told of *member*, since it may not ring it."""
         return self._visible is not None and member is not self._own and not self._visible(member)
+
+    @property
+    def kept(self) -> Set[int]:
+        """IDs whose doorbells this peer has, and of which it is told neither that they leave nor that they join."""
+        return self._kept
 
     @property
     def place(self) -> tuple[int, int, int, int]:
@@ -176,14 +235,14 @@ class Outbox:
     @property
     def backlog(self) -> int:
         """Messages that are still to be sent."""
-        ordered = self._roster.ordered
         index = self._roster.index(self._cursor)
         rest = sum(
             len(member.values)
-            for member in ordered[index:]
-            if self._visible is None or member is self._own or self._visible(member)
+            for member in self._roster.ordered[index:]
+            if member is not self._part and self._to_tell(member)
         )
-        return _PREAMBLE - self._preamble + len(self._leaves) + rest - self._offset
+        half = len(self._part.values) - self._offset if self._part is not None else 0
+        return _PREAMBLE - self._preamble + len(self._leaves) + half + rest
 
     def export(self) -> dict[str, Any]:
         """Put the whole state in a form that JSON can hold."""
@@ -192,21 +251,25 @@ class Outbox:
             "cursor": self._cursor,
             "offset": self._offset,
             "leaves": list(self._leaves),
+            "kept": sorted(self._kept),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take the state that `export` gave; the roster must hold what it held then."""
-        self._preamble, self._cursor, self._offset = state["preamble"], state["cursor"], state["offset"]
-        self._leaves = deque(state["leaves"])
+    def restore(self, state: dict[str, Any], absent: Iterable[Member] = ()) -> None:
+        """Take the state that `export` gave; the roster must hold what it held then, *absent* those who had left.
 
-    @property
-    def sound(self) -> bool:
-        """Whether what was restored is possible, with the roster as it is."""
-        numbers = (self._preamble, self._cursor, self._offset, *self._leaves)
+        Raises:
+            ValueError: there can be no such state.
+        """
+        self._preamble, self._cursor, self._offset = state["preamble"], state["cursor"], state["offset"]
+        self._leaves, self._kept = deque(state["leaves"]), set(state["kept"])
+        numbers = (self._preamble, self._cursor, self._offset, *self._leaves, *self._kept)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            return False
-        if self._preamble > _PREAMBLE or max(self._leaves, default=0) > ID_MAX:
-            return False
-        index = self._roster.index(self._cursor)
-        at = self._roster.ordered[index : index + 1]
-        return not self._offset or any(m.seq == self._cursor and self._offset < len(m.values) for m in at)
+            raise ValueError("a number in the state of a stream is none")
+        if self._preamble > _PREAMBLE or max((*self._leaves, *self._kept), default=0) > ID_MAX:
+            raise ValueError("a number in the state of a stream is too large")
+        if self._offset:
+            index = self._roster.index(self._cursor)
+            around = [*self._roster.ordered[index : index + 1], *absent]
+            self._part = next((m for m in around if m.seq == self._cursor and self._offset < len(m.values)), None)
+            if self._part is None:
+                raise ValueError("a stream stopped in the middle of a member that is not there")

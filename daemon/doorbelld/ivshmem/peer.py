@@ -27,11 +27,16 @@ class Peer(Recipient):
         rule: PeerRule | None,
         since: int,
         outbox: Outbox,
+        vault: str,
     ) -> None:
         super().__init__(sock.fileno(), outbox)
         self.member = member
         self.sock = sock
         self.who = who
+        self.fixed = rule is not None and rule.id is not None
+        """Whether a rule fixes its ID."""
+        self.vault = vault
+        """The name of the vault with its socket and its doorbells."""
         self.since = since
         """When it connected: microseconds of CLOCK_REALTIME."""
         self.entry = {
@@ -41,6 +46,8 @@ class Peer(Recipient):
             "who": asdict(who),
             "since": since,
             "rule": rule and rule.raw(),
+            "keeps": outbox.keeps,
+            **({"returned": {"key": member.key, "vault": member.vault}} if member.returned else {}),
         }
         """What the region's state says of it and never changes."""
 

@@ -8,20 +8,27 @@ The ledger's first line is the region's state as a whole; each further line is o
 of the moment from them. The lines are::
 
     ["+", {...}]                                    a peer joined: its entry of the state
-    ["-", seq, [blind...]]                          a member left; who may not know of it, by seq
+    ["-", seq, [blind...], left, absent]            a member left, when; who may not know of it, by seq; whether its
+                                                    doorbells are kept
+    ["x", id, seq]                                  an absent peer is given up; its ID is retired since seq, or null
     ["=", seq, preamble, cursor, offset, leaves]    how far a peer has come (`Outbox.place`)
     ["!", vector, count]                            the host peer was rung
+    ["c"]                                           the memory was cleared
 
 In which order things are kept decides what a crash between two of them means:
 
 - A connection is kept before anything is known of it. Found again without a "+", it is a connection that waits to be
   admitted, if its number was not given when the last line was written; else one that was turned away or has left.
-- The line of a leave is written before the connection is closed and what was kept of it dropped.
+- The line of a leave is written before the connection is closed and what was kept of it dropped, and after its
+  doorbells, if they are to wait for their owner, were kept under another name.
+- When the owner is back, its connection and those doorbells are kept together before its "+" is written, and what they
+  were kept as before is dropped after that.
 - What was sent is in the ledger's slot before anybody can stop us, and in a line after that.
 
 With the keeper are ``state``, ``memory``, ``listener``, ``host`` (a vault with its doorbells), and for each peer a
-vault with its socket and doorbells, by its sequence number, which is never used twice. In a relayed region there are
-also ``relay`` (the table), and for each peer a vault with proxies (`relay`), named by its number and ``p``.
+vault with its socket and doorbells, by its sequence number, which is never used twice (`vault_of`); for each absent
+peer one with its doorbells (`doorbells_of`). In a relayed region there are also ``relay`` (the table), and for each
+peer a vault with proxies (`proxies_of`).
 """
 
 from __future__ import annotations
@@ -35,12 +42,18 @@ from typing import Any
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger, LedgerFull, check_version, damage_told, line
 from ..fds.owned import FdSet
+from ..fds.peercred import Credentials
 from ..fds.shelf import Shelf
 from .outbox import Outbox
+from .rules import PeerRule, takes_leaves
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """It is raised with the format of a relay's table, too."""
 _LEDGER = "doorbelld:{}:state"
+_KEEPS_IDS = 4
+"""The first version in which a peer may keep IDs."""
+_KEYS = {"name", "spec", "configured", "next_seq", "host", "members", "absent", "retired", "dirty"}
+_NO_OUTBOX: dict[str, Any] = {"cursor": -1, "offset": 0, "kept": ()}
 _LINES_MAX = 4096
 """After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
 
@@ -123,9 +136,20 @@ class Record(Shelf):
         """Write that a peer joined."""
         self._write(["+", entry], 1)
 
-    def left(self, seq: int, blind: list[int], peers: int) -> None:
-        """Write that a member left; *peers* are there to be told, but not those who are *blind* to it."""
-        self._write(["-", seq, blind], 1 + peers // 4)
+    def left(self, seq: int, blind: list[int], left: int, absent: bool, peers: int) -> None:
+        """Write that a member left; *peers* are there to be told, but not those who are *blind* to it.
+
+        *left* is when, in microseconds of CLOCK_REALTIME, and *absent* whether its doorbells are kept for its owner.
+        """
+        self._write(["-", seq, blind, left, int(absent)], 1 + peers // 4)
+
+    def given_up(self, peer_id: int, seq: int | None, peers: int) -> None:
+        """Write that an absent peer is given up, and its ID retired since *seq*, if at all; *peers* may be told."""
+        self._write(["x", peer_id, seq], 1 if seq is None else 1 + peers // 4)
+
+    def cleared(self) -> None:
+        """Write that the memory was cleared."""
+        self._write(["c"], 1)
 
     def told(self, seq: int, outbox: Outbox) -> None:
         """Write how far a peer has come."""
@@ -168,9 +192,22 @@ class Record(Shelf):
             self.renew()
 
 
-def proxies_of(seq: int) -> str:
-    """Name the vault with the proxies of the peer of that number."""
-    return f"{seq}p"
+def vault_of(seq: int, returned: bool = False) -> str:
+    """Name the vault with the socket and the doorbells of the peer of that number.
+
+    One that *returned* has another than it had while nobody knew who it was.
+    """
+    return f"{seq}r" if returned else str(seq)
+
+
+def doorbells_of(peer_id: int) -> str:
+    """Name the vault with the doorbells of the absent peer of that ID."""
+    return f"absent{peer_id}"
+
+
+def proxies_of(number: int) -> str:
+    """Name the vault of that number with proxies."""
+    return f"{number}p"
 
 
 def region_of(ledger: Ledger) -> str:
@@ -187,44 +224,97 @@ def replay(lines: Sequence[bytes], region: str = "") -> dict[str, Any]:
         StateMismatch: they are damaged.
     """
     with damage_told():
-        state = upgrade(json.loads(lines[0]), region)
-        if missing := {"name", "spec", "configured", "next_seq", "host", "members"} - set(state):
+        state = json.loads(lines[0])
+        version = state["version"]
+        state = upgrade(state, region)
+        if missing := _KEYS - set(state):
             raise KeyError(*sorted(missing))
         if not isinstance(state["name"], str) or not isinstance(state["spec"], dict | None):
             raise TypeError("its name or spec is none")
         members = {member["seq"]: member for member in state["members"]}
+        absent = {one["id"]: one for one in state["absent"]}
         for change in lines[1:]:
-            _apply(json.loads(change), state, members)
-    state["members"] = list(members.values())
+            _apply(json.loads(change), state, members, absent)
+        if version < _KEEPS_IDS:
+            for member in members.values():
+                _upgrade_member(member)
+    state["members"], state["absent"] = list(members.values()), list(absent.values())
     return state
 
 
-def _apply(change: list[Any], state: dict[str, Any], members: dict[int, dict[str, Any]]) -> None:
+def _apply(
+    change: list[Any], state: dict[str, Any], members: dict[int, dict[str, Any]], absent: dict[int, dict[str, Any]]
+) -> None:
     match change:
         case ["=", seq, preamble, cursor, offset, leaves]:
             outbox = members[seq]["outbox"]
             outbox.update(preamble=preamble, cursor=cursor, offset=offset)
             del outbox["leaves"][: len(outbox["leaves"]) - leaves]
         case ["+", entry]:
-            members[entry["seq"]] = {**entry, "outbox": {"preamble": 0, "cursor": 0, "offset": 0, "leaves": []}}
-            state["next_seq"] = entry["seq"] + 1
-        case ["-", seq, blind]:
+            former = absent.pop(entry["id"], None)
+            if former and former["doorbells"] and "returned" not in entry:
+                _withdraw(former["doorbells"]["seq"], members)
+            outbox = {"preamble": 0, "cursor": 0, "offset": 0, "leaves": [], "kept": []}
+            members[entry["seq"]] = {**entry, "outbox": outbox}
+            state["next_seq"] = max(entry["seq"], entry.get("returned", {}).get("vault", 0)) + 1
+        case ["-", seq, blind, *rest]:
+            left, kept = rest or (0, 0)  # version 3 did not say
             gone = members.pop(seq)
             for member in members.values():
                 if "outbox" in member and member["seq"] not in blind:
-                    _leave(member["outbox"], seq, gone["id"])
+                    _leave(member, seq, gone["id"])
+            absent.pop(gone["id"], None)
+            absent[gone["id"]] = _absent(gone, left, bool(kept))
+            if (state["spec"] or {}).get("clear") == "when-empty":
+                state["dirty"] = state["dirty"] or not any("outbox" in member for member in members.values())
+        case ["x", peer_id, seq]:
+            if (former := absent.pop(peer_id, None)) and former["doorbells"]:
+                _withdraw(former["doorbells"]["seq"], members)
+            for member in members.values():
+                if peer_id in (outbox := member.get("outbox", _NO_OUTBOX))["kept"]:
+                    outbox["kept"].remove(peer_id)
+                    outbox["leaves"].append(peer_id)
+            if seq is not None:
+                state["retired"] = [one for one in state["retired"] if one[0] != peer_id] + [[peer_id, seq]]
         case ["!", vector, count]:
             state["host"]["totals"][vector] += count
+        case ["c"]:
+            state["dirty"] = False
         case _:
             raise ValueError(f"{change!r} is no change that this version knows")
 
 
-def _leave(outbox: dict[str, Any], seq: int, peer_id: int) -> None:
+def _absent(gone: dict[str, Any], left: int, kept: bool) -> dict[str, Any]:
+    """Do what `AbsentPeer.export` does."""
+    doorbells = {"seq": gone["seq"], **gone.get("returned", {"key": gone["seq"], "vault": gone["seq"]})}
+    return {
+        "id": gone["id"],
+        "who": gone["who"],
+        "fixed": bool(gone["rule"]) and "id" in gone["rule"],
+        "left": left,
+        "doorbells": doorbells if kept else None,
+    }
+
+
+def _leave(member: dict[str, Any], seq: int, peer_id: int) -> None:
     """Do what `Outbox.leave` does."""
-    if seq < outbox["cursor"] or (seq == outbox["cursor"] and outbox["offset"]):
-        if seq == outbox["cursor"]:
+    outbox = member["outbox"]
+    half = seq == outbox["cursor"] and outbox["offset"]
+    if (seq < outbox["cursor"] or half) and peer_id not in outbox["kept"]:
+        if member.get("keeps"):
+            outbox["kept"].append(peer_id)
+            return
+        if half:
             outbox["cursor"], outbox["offset"] = seq + 1, 0
         outbox["leaves"].append(peer_id)
+
+
+def _withdraw(seq: int, members: dict[int, dict[str, Any]]) -> None:
+    """Do what `Outbox.cut_off` does, for everybody who was told half of the member of that number."""
+    for member in members.values():
+        outbox = member.get("outbox", _NO_OUTBOX)
+        if outbox["cursor"] == seq and outbox["offset"]:
+            outbox["cursor"], outbox["offset"] = seq + 1, 0
 
 
 def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
@@ -240,4 +330,15 @@ def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
         state = {**state, "version": 2, "name": region, "spec": None, "configured": True, "members": members}
     if state["version"] == 2:  # knew no relay, which is all
         state = {**state, "version": 3}
+    if state["version"] == 3:  # told everybody of leaves, and kept no doorbells for who left
+        state = {**state, "version": _KEEPS_IDS, "absent": [], "retired": [], "dirty": False}
+        for member in state["members"]:
+            member.get("outbox", {})["kept"] = []
     return state
+
+
+def _upgrade_member(member: dict[str, Any]) -> None:
+    """Say of a member, whom an old version told of all leaves, whether it is to keep IDs from now on."""
+    if "outbox" in member:
+        rule = None if member["rule"] is None else PeerRule.from_raw(member["rule"])
+        member["keeps"] = not takes_leaves(rule, Credentials(**member["who"]))

@@ -9,6 +9,9 @@ rules, given an ID and doorbells, entered in the roster, and greeted at once (QE
 roster's change is all that the others need: the courier is woken and each outbox finds out by itself what its peer
 is still to be told. A peer never speaks; its first byte, or the end of its stream, is its farewell.
 
+An ID and its doorbells belong to an owner (`admission`, `absent`). When the owner leaves and a QEMU that stays has the
+doorbells, they are kept for the owner: the QEMU is told neither the leave nor the return.
+
 What happens is told by events, through *emit*. Nothing here logs, and nothing here knows D-Bus.
 
 Where there is a keeper, the region leaves a record (`record`) with it, from which `revival` puts it together again in
@@ -17,15 +20,15 @@ another process: nothing but the process has changed then.
 Invariants
 ----------
 1. Each connected peer is in ``peers``, in ``roster`` and has its socket watched; or in none of them.
-2. ``ids`` has an ID as used exactly while the roster has a member of that ID.
-3. No error that one peer can cause leaves this module as an exception.
+2. ``admission.ids`` has an ID as used exactly while the roster has a member of that ID.
+3. ``admission.absent`` has the doorbells of an ID exactly while nobody has the ID and a connected peer remembers it.
+4. No error that one peer can cause leaves this module as an exception.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 import time
 from array import array
@@ -33,7 +36,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import AccessDenied, DoorbellError, LimitExceeded, NoSuchPeer
+from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
 from ..fds import eventfd, native
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
@@ -44,22 +47,22 @@ from ..fds.spare import Spare
 from ..fds.vault import Vault
 from ..wire.ivshmem import REFUSAL, encode
 from . import memory
+from .absent import AbsentPeer
+from .admission import CLOSED, Admission
+from .clearing import Clearing
 from .courier import Courier
 from .door import Door
-from .events import PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
+from .events import AbsentGivenUp, MemoryCleared, PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
 from .hostpeer import HostPeer
-from .ids import IdPool
-from .outbox import Outbox
+from .outbox import Leave, Outbox
 from .peer import Arrival, Peer
-from .record import STATE_VERSION, Record, proxies_of
+from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
 from .relay import Relay
 from .ringing import Ringing
 from .roster import Member, Roster
-from .rules import PeerRule, first_match
+from .rules import PeerRule, takes_leaves
 from .spec import RegionSpec
 from .terms import changes, merged, pairs_of
-
-_CLOSED = "it closed its connection"
 
 
 class Region(Ringing):
@@ -90,7 +93,7 @@ class Region(Ringing):
         self._loop = loop
         self._emit = emit
         self._spare = spare
-        self._ids = IdPool(spec.first_id, _reserved(spec))
+        self.admission = Admission(self)
         self._courier: Courier[Peer] = Courier(
             loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
         )
@@ -103,6 +106,8 @@ class Region(Ringing):
             prepared=self._prepare,
             rested=self._unprepare,
         )
+        self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
+        self._closing = False
         self._turns_seen = -1
         self._record: Record | None = None
         self._berth: tuple[FdSet, Vault] | None = None
@@ -148,7 +153,7 @@ class Region(Ringing):
             undo.pop_all()
         region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=configured)
         if eventfds is not None:
-            region._enter_host(Member(spec.host_peer_id, eventfds))
+            region.enter_host(Member(spec.host_peer_id, eventfds))
             if relay is not None and region.host is not None:
                 relay.join(region.host.member, ())
         if keeping is not None:
@@ -158,6 +163,7 @@ class Region(Ringing):
 
     def close(self, reason: str = "the region is removed") -> None:
         """Disconnect everybody, remove the socket, let go of the memory."""
+        self._closing = True
         self._door.shut()
         self._listener.close()
         for peer in list(self.peers.values()):
@@ -167,6 +173,7 @@ class Region(Ringing):
 
     def let_go(self) -> None:
         """Close what we have and tell nobody, as the end of the process would; what is kept stays kept."""
+        self.clearing.cancel()
         self._door.shut()
         self._listener.steal().close()
         self._courier.close()
@@ -174,6 +181,8 @@ class Region(Ringing):
             self._loop.remove_reader(peer.sock.fileno())
             peer.sock.close()
             peer.member.eventfds.close()
+        for member in self.admission.absent.doorbells():
+            member.eventfds.close()
         if self.host is not None:
             self.host.close()
             self.host.member.eventfds.close()
@@ -199,7 +208,7 @@ class Region(Ringing):
         if self.relay is not None:
             self._change_terms(self.relay, before)
         self._courier.change(spec.stall_timeout)
-        self._ids.reserve(_reserved(spec))
+        self.admission.change()
         if self._record is not None:
             self._record.renew()
 
@@ -217,20 +226,47 @@ class Region(Ringing):
         before, self._turns_seen = self._turns_seen, self._courier.turns
         return (self._courier.busy and before == self._courier.turns) or (self.relay is not None and self.relay.dead)
 
+    # The memory
+
+    async def clear(self, force: bool = False) -> None:
+        """Set the memory to zero; nobody is accepted meanwhile.
+
+        Raises:
+            RegionInUse: peers are connected, and it is not *force*.
+            MemoryUnavailable: it can't be cleared.
+        """
+        if self.peers and not force:
+            raise RegionInUse(f'region "{self.name}" has {len(self.peers)} peers; disconnect them, or use force')
+        self.clearing.start(self.memory, self.spec.size, self.spec.backing)
+        await self.clearing.wait()
+
+    async def ready(self) -> None:
+        """Wait while the memory is being cleared."""
+        with contextlib.suppress(MemoryUnavailable):
+            await self.clearing.wait()
+
+    def _cleared(self, failure: str) -> None:
+        if not failure and self._record is not None:
+            self._record.cleared()
+        self._emit(MemoryCleared(self, failure))
+
     # Coming and going
 
-    def attach(self, who: Credentials) -> Fd:
+    def attach(self, who: Credentials, *, leaves: bool = True) -> Fd:
         """Admit *who* as a peer over a fresh socket and return their end of it.
+
+        With *leaves*, they are told that peers leave and return (`rules.takes_leaves`), unless a rule says otherwise.
 
         Raises:
             AccessDenied, LimitExceeded: the rules or the limits say no.
         """
+        self.clearing.check_idle(self.name)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         except OSError as error:
             raise LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise LimitNOFILE=") from error
         try:
-            self._admit(ours, who, None)
+            self._admit(ours, who, None, leaves)
         except BaseException:
             ours.close()
             theirs.close()
@@ -256,7 +292,7 @@ class Region(Ringing):
             return False
         if self._berth is None:
             with contextlib.suppress(OSError, LimitExceeded):  # if so, `_admit` says it
-                eventfds = _doorbells(self.spec.vectors)
+                eventfds = self._make_doorbells()
                 self._berth = eventfds, Vault()
         return True
 
@@ -319,68 +355,79 @@ class Region(Ringing):
             _end(sock)
         self._emit(PeerRefused(self, reason))
 
-    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival | None) -> Peer:
+    def _admit(
+        self, sock: socket.socket, who: Credentials, arrival: Arrival | None, leaves: bool | None = None
+    ) -> Peer:
         """Make a peer of a connection; on an error the socket is still the caller's."""
-        if len(self.peers) >= self.spec.max_peers and not self._bury_the_dead():
-            raise LimitExceeded(f'region "{self.name}" has its {self.spec.max_peers} peers; raise max-peers')
-        rule = first_match(self.spec.peer, who)
-        if self.spec.peer and rule is None:
-            name = f' "{who.vm_name}"' if who.vm_name else ""
-            raise AccessDenied(
-                f'no rule of region "{self.name}" admits pid {who.pid}, uid {who.uid}, VM{name or " unknown"}, '
-                f"unit {who.unit or 'unknown'}; add a [[region.{self.name}.peer]]"
-            )
+        grant = self.admission.admit(who)
+        keeps = not takes_leaves(grant.rule, who, leaves)
         sock.setblocking(False)
-        peer_id = self._choose_id(rule)
-        made = None
+        made = former = returned = None
         try:
             if arrival is None:
-                arrival = made = Arrival(self.roster.number(), _doorbells(self.spec.vectors))
+                arrival = made = Arrival(self.roster.number(), self._make_doorbells())
                 if self._record is not None:
                     self._stow(arrival, sock)
-            peer = self._enter(Member(peer_id, arrival.eventfds, arrival.seq), sock, who, rule, time.time_ns() // 1000)
+            if grant.absent is not None and grant.absent.member is not None:
+                if grant.is_owner:
+                    former = grant.absent.member
+                    returned = self._return(former, arrival, sock)
+                else:
+                    self.admission.cut_off(grant.absent.member)
+            member = returned or Member(grant.id, arrival.eventfds, arrival.seq)
+            peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps)
             if self.relay is not None:
                 self._relay(peer, self.relay)
         except LimitExceeded:
-            self._ids.give_back(peer_id)
+            self.admission.ids.give_back(grant.id)
+            if returned is not None and self._record is not None:
+                self._record.drop(vault_of(returned.seq, returned=True))
             self._drop(made)
             raise
-        if self._record is not None:
-            self._record.joined(peer.entry)
+        self._settle(peer, arrival, former)
         self._courier.wake(self.peers.values())
         self._emit(PeerAdded(self, peer))
         return peer
 
-    def _bury_the_dead(self) -> bool:
-        """Remove who hung up but was not heard yet; tell whether that made room."""
-        for peer in [peer for peer in self.peers.values() if _hung_up(peer.sock)]:
-            self.remove(peer, _CLOSED)
-        return len(self.peers) < self.spec.max_peers
+    def _return(self, kept: Member, arrival: Arrival, sock: socket.socket) -> Member:
+        """Make a member of an owner who is back, with the doorbells that were *kept*, and drained now."""
+        for fd in kept.eventfds:
+            native.drain(fd)
+        if self._record is not None:
+            self._stow_as(vault_of(arrival.seq, returned=True), [sock.fileno(), *kept.eventfds])
+        vault = self.roster.number()
+        while self._record is not None and proxies_of(vault) in self._record:  # kept just before a restart
+            vault = self.roster.number()
+        return Member(kept.id, kept.eventfds, arrival.seq, kept.key, vault)
 
-    def _choose_id(self, rule: PeerRule | None) -> int:
-        if rule is None or rule.id is None:
-            if (peer_id := self._ids.take()) is None:
-                raise LimitExceeded(f'region "{self.name}" has no free ID left')
-            return peer_id
-        holder = self.peers.get(rule.id)
-        if holder is not None and _hung_up(holder.sock):  # a rebooted VM may be back before we read its farewell
-            self.remove(holder, _CLOSED)
-        if not self._ids.take_reserved(rule.id):
-            by = f"pid {holder.who.pid}" if holder is not None else "another member"
-            raise LimitExceeded(f'ID {rule.id} of region "{self.name}" is in use by {by}; disconnect that one first')
-        return rule.id
+    def _settle(self, peer: Peer, arrival: Arrival, former: Member | None) -> None:
+        """Write that *peer* joined, and let go of what its doorbells (if *former* had them) were kept as before."""
+        self.admission.joined(peer)
+        if (record := self._record) is not None:
+            record.joined(peer.entry)
+            if former is not None:
+                record.drop(doorbells_of(peer.id))
+                record.drop(proxies_of(former.vault))
+                record.drop(vault_of(arrival.seq))
+        if former is not None:
+            arrival.eventfds.close()
 
-    def _enter(self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int) -> Peer:
+    def enter(
+        self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
+    ) -> Peer:
+        """Make *member* a peer that is connected by *sock*, both of which are taken over."""
         bells = None if self.relay is None else partial(self.relay.bells, member)
-        outbox = Outbox(self.roster, member, self.memory.fileno(), self._visibility(rule), self._ids.release, bells)
+        told, visible = self.admission.ids.release, self._visibility(rule)
+        outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
         self.roster.add(member)
-        peer = Peer(member, sock, who, rule, since, outbox)
+        peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
         self.peers[member.id] = peer
         self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
-    def _enter_host(self, member: Member) -> None:
-        self._ids.take_reserved(member.id)
+    def enter_host(self, member: Member) -> None:
+        """Make *member*, which is taken over, the host peer."""
+        self.admission.ids.take_this(member.id)
         self.roster.add(member)
         self.host = HostPeer(
             self._loop, member, self._rung, lambda v: self._record.begin_draining(v) if self._record else None
@@ -425,33 +472,90 @@ class Region(Ringing):
         if data:
             self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
         else:
-            self.remove(peer, _CLOSED)
+            self.remove(peer, CLOSED)
 
-    def remove(self, peer: Peer, reason: str) -> None:
-        """End a peer's connection, if it has not ended, and tell the others that it left."""
+    def remove(self, peer: Peer, reason: str, lost: bool = False) -> None:
+        """End a peer's connection, if it has not ended, and tell the others that it left.
+
+        Its doorbells are kept for its owner if a peer remembers them, unless they are *lost*.
+        """
         self._courier.forget(peer)
         self._loop.remove_reader(peer.sock.fileno())
+        member, ids = peer.member, self.admission.ids
         peer.outbox.abandon()
-        blind = []
+        blind, kept_by = [], set()
         for other in self.peers.values():
-            if other is not peer and other.outbox.leave(peer.member):
-                self._ids.hold(peer.id)
-            elif other.outbox.blind_to(peer.member):
+            if other is peer:
+                continue
+            left = other.outbox.leave(member)
+            if left is Leave.OWED:
+                ids.hold(peer.id)
+            elif left is Leave.KEPT:
+                ids.remember(peer.id)
+            elif other.outbox.blind_to(member):
                 blind.append(other.member.seq)
-        ended = self.relay.silence(peer.member) if self.relay is not None else []
-        self.roster.remove(peer.member)
+            if peer.id in other.outbox.kept:
+                kept_by.add(other.id)
+        absent = AbsentPeer(peer.id, peer.who, peer.fixed, time.time_ns() // 1000, member if kept_by else None)
+        ended = self.relay.silence(member, kept_by) if self.relay is not None else []
+        self.roster.remove(member)
         del self.peers[peer.id]
-        self._ids.give_back(peer.id)
+        self.admission.left(peer, absent)
         if (record := self._record) is not None:
-            record.left(peer.member.seq, blind, len(self.peers))
-            record.drop(str(peer.member.seq))
-            record.drop(proxies_of(peer.member.seq))
+            if kept_by and not lost:
+                self._stow_as(doorbells_of(peer.id), list(member.eventfds))
+            record.left(member.seq, blind, absent.left, bool(kept_by), len(self.peers))
+            record.drop(peer.vault)
+            if not kept_by:
+                record.drop(proxies_of(member.vault))
         if self.relay is not None:
-            self.relay.forget(peer.member, ended)
+            self.relay.forget(member, ended, absent=bool(kept_by))
         _end(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
-        peer.member.eventfds.close()
+        if not kept_by:
+            member.eventfds.close()
+        elif lost:
+            self.admission.give_up(absent, "its doorbells were lost")
+        self.admission.tidy()
+        if not self.peers and self.spec.clear == "when-empty" and not self._closing:
+            self.clearing.dirty = True
+            self.clearing.start(self.memory, self.spec.size, self.spec.backing)
+
+    # Those who are away
+
+    def write_given_up(self, peer_id: int, since: int | None) -> None:
+        """Write that an ID is kept for its owner no longer, and retired *since* that number, if at all."""
+        if self._record is not None:
+            self._record.given_up(peer_id, since, len(self.peers))
+
+    def given_up(self, absent: AbsentPeer, reason: str) -> None:
+        """Tell that the doorbells of an absent peer are given up."""
+        self._courier.wake(self.peers.values())
+        self._emit(AbsentGivenUp(self, absent, reason))
+
+    def close_doorbells(self, member: Member) -> None:
+        """Let go of the doorbells of an absent peer."""
+        if self.relay is not None:
+            self.relay.forget(member, self.relay.silence(member))
+        if self._record is not None:
+            self._record.drop(doorbells_of(member.id))
+            self._record.drop(proxies_of(member.vault))
+        member.eventfds.close()
+
+    def _make_doorbells(self) -> FdSet:
+        """Make the doorbells of a peer, giving up absent peers where there are no descriptors.
+
+        Raises:
+            LimitExceeded: there are not enough.
+        """
+        while True:
+            try:
+                return _doorbells(self.spec.vectors)
+            except LimitExceeded:
+                if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
+                    raise
+                self.admission.give_up(oldest, "there are no descriptors left; raise LimitNOFILE=")
 
     # The relay
 
@@ -481,7 +585,9 @@ class Region(Ringing):
         """Keep the proxies between *peer* and those who were there before it."""
         if self._record is None or self.relay is None or not (fds := self.relay.packed(peer.member)):
             return True
-        return self._stow_as(proxies_of(peer.member.seq), fds)
+        stowed = self._stow_as(proxies_of(peer.member.vault), fds)
+        self.relay.placed(peer.member)
+        return stowed
 
     # Restart: everything that holds descriptors can be kept, and put together again from what was kept
 
@@ -500,7 +606,9 @@ class Region(Ringing):
         if self._record is None:
             self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
             return False
-        stowed = [self._stow(Arrival(peer.member.seq, peer.member.eventfds), peer.sock) for peer in self.peers.values()]
+        stowed = [self._stow_as(peer.vault, [peer.sock_fd, *peer.member.eventfds]) for peer in self.peers.values()]
+        absent = self.admission.absent.doorbells()
+        stowed += [self._stow_as(doorbells_of(member.id), list(member.eventfds)) for member in absent]
         return all([*stowed, *map(self._stow_proxies, self.peers.values())])
 
     def overflow(self) -> None:
@@ -525,34 +633,15 @@ class Region(Ringing):
             "next_seq": self.roster.next_seq,
             "host": self.host and {"id": self.host.member.id, "totals": self.host.totals},
             "members": [self._export_member(member) for member in self.roster.ordered],
+            "absent": [absent.export() for absent in self.admission.absent],
+            "retired": list(self.admission.ids.retired.items()),
+            "dirty": self.clearing.dirty,
         }
 
     def _export_member(self, member: Member) -> dict[str, Any]:
         if (peer := self.peers.get(member.id)) is not None:
             return peer.export()
         return {"id": member.id, "seq": member.seq, "vectors": len(member.eventfds)}
-
-    def rejoin(self, entry: dict[str, Any], sock: socket.socket, eventfds: FdSet) -> Peer:
-        """Take a peer in again, as *entry* of the state says; what it was told of must be there already."""
-        with contextlib.ExitStack() as undo:
-            undo.callback(eventfds.close)
-            undo.enter_context(sock).setblocking(False)
-            rule = None if entry["rule"] is None else PeerRule.from_raw(entry["rule"])
-            who, since = Credentials(**entry["who"]), entry["since"]
-            member = Member(entry["id"], eventfds, entry["seq"])
-            undo.pop_all()
-        self._ids.restore(member.id)
-        peer = self._enter(member, sock, who, rule, since)
-        peer.outbox.restore(entry["outbox"])
-        for owed in entry["outbox"]["leaves"]:
-            self._ids.hold(owed)
-        return peer
-
-    def rejoin_host(self, entry: dict[str, Any], totals: list[int], eventfds: FdSet) -> None:
-        """Take the host peer's place again."""
-        self._enter_host(Member(entry["id"], eventfds, entry["seq"]))
-        assert self.host is not None
-        self.host.totals[:] = totals
 
     def resume(self, record: Record, next_seq: int, ledger: Ledger) -> None:
         """Go on with the *record*; what its *ledger* has no line of happens now."""
@@ -570,14 +659,12 @@ class Region(Ringing):
             self._emit(Rung(self, *drained))
 
     def serve(self) -> None:
-        """Let in who knocks, and tell everybody what they are still to be told."""
-        self._door.open()
+        """Accept connections, and send everybody what they are still to be told."""
+        if self.clearing.dirty and not self.peers and self.spec.clear == "when-empty":
+            self.clearing.start(self.memory, self.spec.size, self.spec.backing)
+        else:
+            self._door.open()
         self._courier.wake(self.peers.values())
-
-
-def _reserved(spec: RegionSpec) -> set[int]:
-    ids = {rule.id for rule in spec.peer if rule.id is not None}
-    return ids | {spec.host_peer_id} if spec.host_peer else ids
 
 
 def _doorbells(vectors: int) -> FdSet:
@@ -592,9 +679,3 @@ def _end(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()
-
-
-def _hung_up(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -19,6 +19,9 @@ How things are ordered decides what a crash between two of them means:
   somebody who never joined are erased by the successor, and they are made anew.
 - When a peer leaves, its rings are delivered first (`silence`), then the region's record tells of it, then the pairs
   are erased (`forget`), as the successor does with pairs one of whose ends it does not know.
+- A pair outlives the leave of its target if the sender keeps the target's ID (`outbox`): the sender has the proxies,
+  and what it rings waits in the target's doorbells. When the target is back, all its pairs go into a new vault. A
+  record says in which vault its proxies are, so it is right before and after.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ import os
 import signal
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from ..errors import LimitExceeded, NoSuchPeer, StateMismatch
 from ..fds import eventfd, native
@@ -48,6 +51,8 @@ CHANNELS_MAX = 1 << 20
 """Proxies that a table has room for; each is a descriptor. Only what is used takes memory."""
 _HEAD = 4096
 _MAGIC, _FORMAT, _VECTORS, _HIGH = range(4)  # words of the head; the last one is how many records were ever used
+_PLACE = 24
+"""Bits for the place in a vault; above them is the number of the vault."""
 _NONE = array("i")
 _SIGNALS = {signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, native.GUARD}
 
@@ -187,19 +192,27 @@ class Relay:
     def join(self, member: Member, pairs: Iterable[tuple[Member, Member, Terms]]) -> None:
         """Make *pairs* of senders and targets, one of each being *member*, who is new; the others are known.
 
+        Pairs that outlived the absence of *member* go by the terms given from now on.
+
         Raises:
             LimitExceeded: there are not enough descriptors; nothing is made then.
         """
         made: list[Pair] = []
         try:
-            self._enter(member)
+            if not (returned := member.id in self._own):
+                self._enter(member)
             for sender, target, terms in pairs:
-                made.append(self._make(sender, target, terms))
+                if (kept := self._pairs.get((sender.id, target.id))) is not None:
+                    self._pairs[sender.id, target.id] = replace(kept, target=target)
+                    self._forwarder.change(kept.index, terms.rate, terms.permitted)
+                else:
+                    made.append(self._make(sender, target, terms))
         except (OSError, LimitExceeded) as error:
             for pair in made:
                 self._end(pair, flush=False)
                 self._erase(pair.index)
-            self._exit(member)
+            if not returned:
+                self._exit(member)
             if isinstance(error, LimitExceeded):
                 raise
             cure = "raise fs.epoll.max_user_watches" if error.errno == 28 else "raise LimitNOFILE="
@@ -210,7 +223,7 @@ class Relay:
 
     def _enter(self, member: Member) -> None:
         index = self._allot()
-        self._forwarder.open(index, member.seq, member.seq)
+        self._forwarder.open(index, member.key, member.key)
         self._forwarder.start(index, index, _NONE, _NONE)
         self._own[member.id] = index
 
@@ -226,7 +239,7 @@ class Relay:
         except LimitExceeded:
             proxies.close()
             raise
-        self._forwarder.open(index, sender.seq, target.seq, terms.rate, terms.permitted)
+        self._forwarder.open(index, sender.key, target.key, terms.rate, terms.permitted)
         return self._start(Pair(sender, target, proxies, index))
 
     def _start(self, pair: Pair) -> Pair:
@@ -244,15 +257,18 @@ class Relay:
         self._forwarder.stop(pair.index, flush)
         pair.proxies.close()
 
-    def silence(self, member: Member) -> list[Pair]:
-        """End the pairs of *member*: what it has rung is delivered, then nothing more. Gives them, for `forget`."""
-        ended = list(self._of(member.id))
+    def silence(self, member: Member, kept_by: Container[int] = ()) -> list[Pair]:
+        """End the pairs of *member*: what it has rung is delivered, then nothing more. Gives them, for `forget`.
+
+        Pairs outlive it whose sender's ID is in *kept_by*.
+        """
+        ended = [pair for pair in self._of(member.id) if pair.sender.id == member.id or pair.sender.id not in kept_by]
         for pair in ended:
             self._end(pair, flush=pair.sender is member)
         return ended
 
-    def forget(self, member: Member, ended: Iterable[Pair]) -> None:
-        """Erase *member* and the pairs that `silence` ended."""
+    def forget(self, member: Member, ended: Iterable[Pair], absent: bool = False) -> None:
+        """Erase the pairs that `silence` ended, and *member*, unless it is *absent* only."""
         for pair in ended:
             rings, _, _, passed = self._forwarder.counts(pair.index)
             if pair.sender is member:
@@ -260,7 +276,8 @@ class Relay:
             else:
                 self._forwarder.credit(self._own[pair.sender.id], rings, 0)
             self._erase(pair.index)
-        self._exit(member)
+        if not absent:
+            self._exit(member)
 
     def _allot(self) -> int:
         """Find a free record."""
@@ -279,21 +296,24 @@ class Relay:
     # Restart
 
     def packed(self, member: Member) -> list[int]:
-        """Give all proxies between *member* and those who were there before it, for a vault; records say where."""
-        fds: list[int] = []
-        for pair in self._of(member.id):
-            if max(pair.sender.seq, pair.target.seq) == member.seq:
-                self._forwarder.place(pair.index, len(fds))
-                fds += pair.proxies
-        return fds
+        """Give all proxies between *member*, who just joined, and the others, for its vault; `placed` comes next."""
+        return [fd for pair in self._of(member.id) for fd in pair.proxies]
 
-    def restore(self, members: Mapping[int, Member], vaults: Mapping[int, FdSet]) -> set[int]:
-        """Take up all pairs of *members* with the proxies in their *vaults*, both by sequence number.
+    def placed(self, member: Member) -> None:
+        """Note in the records that what `packed` gave is in the vault of *member* now."""
+        for index, pair in enumerate(self._of(member.id)):
+            self._forwarder.place(pair.index, member.vault << _PLACE | index * self._vectors)
 
-        Where proxies are missing there are others in their place. The vaults are empty afterwards.
+    def restore(
+        self, members: Mapping[int, Member], vaults: Mapping[int, FdSet], lives: Callable[[Member, Member], bool]
+    ) -> tuple[set[int], set[int]]:
+        """Take up all pairs of *members*, by key, with the proxies in *vaults*, by number.
+
+        ``lives(sender, target)`` tells whether there should be such a pair. Where proxies are missing there are others
+        in their place. The vaults are empty afterwards.
 
         Returns:
-            Those of whom proxies are missing.
+            The numbers of the vaults in which proxies are missing, and of those that are in use.
 
         Raises:
             OSError: there are not enough descriptors.
@@ -307,26 +327,28 @@ class Relay:
                 raise ValueError("a pair is there twice")
             else:
                 found[of[0], of[1]] = index, of[2]
-        for seq, member in members.items():
-            if (seq, seq) in found:
-                self._own[member.id] = index = found.pop((seq, seq))[0]
+        for key, member in members.items():
+            if (key, key) in found:
+                self._own[member.id] = index = found.pop((key, key))[0]
                 self._forwarder.start(index, index, _NONE, _NONE)
             else:
                 self._enter(member)
-        contents = {seq: vault.steal() for seq, vault in vaults.items()}
-        lost = set()
+        contents = {number: vault.steal() for number, vault in vaults.items()}
+        lost, used = set(), set()
         try:
-            for (sent, to), (index, place) in found.items():
-                if sent not in members or to not in members:
+            for (sent, to), (index, where) in found.items():
+                if sent not in members or to not in members or not lives(members[sent], members[to]):
                     self._bury(members.get(sent), members.get(to), index)
                     continue
-                newcomer = max(sent, to)
-                fds = contents.get(newcomer, [])[place : place + self._vectors]
+                vault = where >> _PLACE or max(sent, to)  # as it was before there were numbers of vaults
+                place = where & (1 << _PLACE) - 1
+                used.add(vault)
+                fds = contents.get(vault, [])[place : place + self._vectors]
                 if len(fds) == self._vectors and all(fd >= 0 for fd in fds):
-                    contents[newcomer][place : place + self._vectors] = [-1] * self._vectors
+                    contents[vault][place : place + self._vectors] = [-1] * self._vectors
                     proxies = FdSet(fds)
                 else:
-                    lost.add(newcomer)
+                    lost.add(vault)
                     proxies = eventfd.make(self._vectors)
                 self._start(Pair(members[sent], members[to], proxies, index))
         finally:
@@ -334,7 +356,7 @@ class Relay:
                 for fd in fds:
                     if fd >= 0:
                         os.close(fd)
-        return lost
+        return lost, used
 
     def _bury(self, sender: Member | None, target: Member | None, index: int) -> None:
         """Erase a pair one of whose ends is gone, or both."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,14 +26,18 @@ from ..fds.keeper import Keeper, Kept
 from ..fds.ledger import Ledger, damage_told, reopen
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
+from ..fds.peercred import Credentials
 from ..fds.spare import Spare
 from ..fds.vault import found_behind
 from ..wire.ivshmem import ID_MAX
+from .absent import AbsentPeer
 from .events import RegionEvent
 from .peer import Arrival, Peer
-from .record import Record, proxies_of, region_of, replay
+from .record import Record, doorbells_of, proxies_of, region_of, replay, vault_of
 from .region import Region
 from .relay import Relay
+from .roster import Member
+from .rules import PeerRule
 from .spec import RegionSpec
 
 LOST = "its connection ended while the daemon was away"
@@ -105,10 +111,11 @@ def revive(
     try:
         with damage_told():
             lost = _rejoin(region, state, kept, bells)
-            if relay is not None:
-                lost = _rejoin_pairs(region, relay, kept, lost)
+            lost_absent = _restore_absent(region, state, kept)
+            _restore_streams(region, state)
+            unused = set() if relay is None else _rejoin_pairs(region, relay, kept, lost, lost_absent)
             arrivals = _arrivals(kept, state["next_seq"])
-        still = [name for name in names if name in arrivals or name not in kept]
+        still = [name for name in names if name not in unused and (name in arrivals or name not in kept)]
         for name in set(names) - set(still):
             keeper.drop(prefix + name)
         record = Record.resume(keeper, prefix, ledger, region.export, region.overflow, still)
@@ -118,7 +125,10 @@ def revive(
         if relay is not None:
             relay.begin()
         for peer in lost:
-            region.remove(peer, LOST)
+            region.remove(peer, LOST, lost=True)
+        for absent in lost_absent:
+            region.admission.give_up(absent, "its doorbells were not kept over the restart")
+        region.admission.tidy()
         for name in arrivals:
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
     except BaseException:
@@ -137,27 +147,107 @@ def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> 
     for entry in state["members"]:
         _check(region, entry)
         if "outbox" not in entry:
-            region.rejoin_host(entry, state["host"]["totals"], bells)
+            region.enter_host(Member(entry["id"], bells, entry["seq"]))
+            assert region.host is not None
+            region.host.totals[:] = state["host"]["totals"]
             continue
-        contents = _contents(kept.take(str(entry["seq"])), 1 + entry["vectors"])
-        peer = region.rejoin(entry, *(contents or _stand_ins(entry["vectors"])))
+        contents = _contents(kept.take(vault_of(entry["seq"], "returned" in entry)), 1 + entry["vectors"])
+        peer = _rejoin_one(region, entry, *(contents or _stand_ins(entry["vectors"])))
         if contents is None:
             lost.append(peer)
-    if state["next_seq"] < region.roster.next_seq or not all(peer.outbox.sound for peer in region.peers.values()):
-        raise ValueError("somebody was told of what never was")
+    if state["next_seq"] < region.roster.next_seq:
+        raise ValueError("a member has a number that was never given")
     return lost
 
 
-def _rejoin_pairs(region: Region, relay: Relay, kept: Kept, lost: list[Peer]) -> list[Peer]:
-    """Take up the pairs of everybody, and add to those who are *lost* whose proxies nobody kept."""
-    members = {member.seq: member for member in region.roster.ordered}
-    vaults = {seq: fds for seq in members if (fds := found_behind(kept.take(proxies_of(seq)))) is not None}
-    missing = relay.restore(members, vaults)
+def _rejoin_one(region: Region, entry: dict[str, Any], sock: socket.socket, eventfds: FdSet) -> Peer:
+    """Take a peer in again, as *entry* of the state says; `_restore_streams` comes when everybody is there."""
+    with contextlib.ExitStack() as undo:
+        undo.callback(eventfds.close)
+        undo.enter_context(sock).setblocking(False)
+        rule = None if entry["rule"] is None else PeerRule.from_raw(entry["rule"])
+        who, since, keeps = Credentials(**entry["who"]), entry["since"], entry["keeps"]
+        returned = entry.get("returned", {})
+        member = Member(entry["id"], eventfds, entry["seq"], returned.get("key", -1), returned.get("vault", -1))
+        undo.pop_all()
+    region.admission.ids.take_this(member.id)
+    peer = region.enter(member, sock, who, rule, since, keeps)
+    region.admission.joined(peer)
+    return peer
+
+
+def _restore_streams(region: Region, state: dict[str, Any]) -> None:
+    """Put the stream of each peer where the *state* says that it was; all members and absent peers are there.
+
+    Raises:
+        ValueError: it can't have been there.
+    """
+    ids = region.admission.ids
+    absent = region.admission.absent.doorbells()
+    for entry in state["members"]:
+        if "outbox" in entry:
+            outbox = region.peers[entry["id"]].outbox
+            outbox.restore(entry["outbox"], absent)
+            for peer_id in entry["outbox"]["leaves"]:
+                ids.hold(peer_id)
+            for peer_id in outbox.kept:
+                ids.remember(peer_id)
+    for peer_id, seq in state["retired"]:
+        ids.retire(_integer(peer_id, ID_MAX), _integer(seq))
+    region.clearing.dirty = bool(state["dirty"])
+
+
+def _restore_absent(region: Region, state: dict[str, Any], kept: Kept) -> list[AbsentPeer]:
+    """Restore the absent peers of the *state*; gives those whose doorbells nobody kept: they have others now."""
+    lost = []
+    for entry in state["absent"]:
+        who = Credentials(**entry["who"])
+        absent = AbsentPeer(_integer(entry["id"], ID_MAX), who, bool(entry["fixed"]), _integer(entry["left"]))
+        if absent.id in region.roster.by_id or region.admission.absent.get(absent.id) is not None:
+            raise ValueError("an absent peer has the ID of another member")
+        if (known := entry["doorbells"]) is not None:
+            eventfds = found_behind(kept.take(doorbells_of(absent.id)))
+            if eventfds is None or len(eventfds) != region.spec.vectors:
+                eventfds = eventfd.make(region.spec.vectors)
+                lost.append(absent)
+            absent.member = Member(absent.id, eventfds, *(_integer(known[key]) for key in ("seq", "key", "vault")))
+        region.admission.absent.add(absent)
+    return lost
+
+
+def _integer(value: Any, most: int = sys.maxsize) -> int:
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no number of the state")
+    return value
+
+
+def _rejoin_pairs(region: Region, relay: Relay, kept: Kept, lost: list[Peer], absent: list[AbsentPeer]) -> set[str]:
+    """Restore the pairs of everybody, and add to *lost* and *absent* those whose proxies nobody kept.
+
+    Returns:
+        The names of vaults that are of no use any more.
+    """
+    away = {member.id: member for member in region.admission.absent.doorbells()}
+    members = {member.key: member for member in (*region.roster.ordered, *away.values())}
+
+    def lives(sender: Member, target: Member) -> bool:
+        peer = region.peers.get(sender.id)
+        return peer is not None and (target.id not in away or target.id in peer.outbox.kept)
+
+    numbers = {int(name[:-1]) for name in kept if re.fullmatch("[0-9]+p", name)}
+    vaults = {}
+    for number in numbers:
+        if (fds := found_behind(kept.take(proxies_of(number)))) is not None:
+            vaults[number] = fds
+    missing, used = relay.restore(members, vaults, lives)
     for peer in region.peers.values():
         for member in region.roster.ordered:
             if member is not peer.member and not peer.outbox.blind_to(member) and (peer.id, member.id) not in relay:
                 raise ValueError("a pair is missing")
-    return lost + [peer for peer in region.peers.values() if peer.member.seq in missing and peer not in lost]
+    lost += [peer for peer in region.peers.values() if peer.member.vault in missing and peer not in lost]
+    gone = [one for one in region.admission.absent if one.member is not None and one.member.vault in missing]
+    absent += [one for one in gone if one not in absent]
+    return {proxies_of(number) for number in numbers - used - {member.vault for member in members.values()}}
 
 
 def _check(region: Region, entry: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ..errors import NoSuchPeer, NoSuchVector, NotRelayed
 from ..fds import native
 from ..fds.owned import Fd
+from .admission import Admission
 from .peer import Peer
 from .relay import Relay
 from .roster import Member, Roster
@@ -25,6 +26,7 @@ class Ringing:
     peers: dict[int, Peer]
     memory: Fd
     relay: Relay | None
+    admission: Admission
 
     @property
     def name(self) -> str:
@@ -59,7 +61,11 @@ class Ringing:
         """Find a member by ID (ivshmem_client_search_peer)."""
         member = self.roster.by_id.get(peer_id)
         if member is None:
-            raise NoSuchPeer(f'region "{self.name}" has no peer {peer_id}; {self._who_is_there()}')
+            what = f'region "{self.name}" has no peer {peer_id}'
+            if (absent := self.admission.absent.get(peer_id)) is not None and absent.member is not None:
+                owner = f'VM "{absent.who.vm_name}"' if absent.who.vm_name else f"uid {absent.who.uid}"
+                what = f'peer {peer_id} of region "{self.name}" is absent: it left, and the ID waits for {owner}'
+            raise NoSuchPeer(f"{what}; {self._who_is_there()}")
         return member
 
     def doorbell(self, peer_id: int, vector: int) -> int:

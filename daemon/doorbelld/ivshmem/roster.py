@@ -19,12 +19,18 @@ from ..fds.owned import FdSet
 class Member:
     """Somebody who can be rung: a connected peer, or the host peer.
 
-    ``eventfds[v]`` is the doorbell of vector v.
+    ``eventfds[v]`` is the doorbell of vector v. Doorbells belong to the ID: when its owner comes back (`absent`), there
+    is a new member with the same doorbells and the same ``key``.
     """
 
     id: int
     eventfds: FdSet
     seq: int = -1
+    """Its place in the order of joining."""
+    key: int = -1
+    """What its doorbells are known by: ``seq`` of the first member that had them."""
+    vault: int = -1
+    """The number of the vault with its proxies, in a relayed region (`record.proxies_of`)."""
     values: array[int] = field(init=False)
     """The ID, once per vector: what the messages that tell of this member say."""
     fds: array[int] = field(init=False)
@@ -33,6 +39,18 @@ class Member:
     def __post_init__(self) -> None:
         self.fds = self.eventfds.array
         self.values = array("q", [self.id]) * len(self.eventfds)
+        self.place_at(self.seq)
+
+    def place_at(self, seq: int) -> None:
+        """Set ``seq``, and what else follows from it unless it was given."""
+        self.seq = seq
+        self.key = seq if self.key < 0 else self.key
+        self.vault = seq if self.vault < 0 else self.vault
+
+    @property
+    def returned(self) -> bool:
+        """Whether another member had its doorbells before."""
+        return self.key != self.seq
 
 
 class Roster:
@@ -57,7 +75,7 @@ class Roster:
     def add(self, member: Member) -> None:
         """Append *member*, and number it if it has no number yet; one that it has is above all others here."""
         if member.seq < 0:
-            member.seq = self.number()
+            member.place_at(self.number())
         self.next_seq = max(self.next_seq, member.seq + 1)
         self.by_id[member.id] = member
         self.doorbells[member.id] = member.fds

@@ -9,6 +9,7 @@ else: what it never had it can't use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -17,12 +18,14 @@ from typing import Any
 from ..errors import InvalidOptions, Problem
 from ..fds.listener import group_id, user_id
 from ..fds.peercred import Credentials
-from ..options import integer, option, parse, path, text, text_list
+from ..options import boolean, integer, option, parse, path, text, text_list
 from ..wire.ivshmem import ID_MAX
 from .table import RATE_MAX
 
 HOST = "host"
 """The word for the host peer in ``may-ring``."""
+_TAKES_LEAVES = re.compile(r"python[0-9.]*|doorbell.*|ivshmem-client")
+"""Programs that take a leave and then a join of the same ID; QEMU, under whatever name, is not among them."""
 
 
 def _numeric(resolve: Callable[[str], int], raw: object) -> int:
@@ -87,6 +90,8 @@ class PeerRule:
     may_ring: tuple[str, ...] = option(text_list, default=("*",))
     rate: int | None = option(integer(0, RATE_MAX), default=None)
     """In a relayed region: how many rings a second each pair passes on that it is the sender of; 0 for no limit."""
+    tell_leaves: bool | None = option(boolean, default=None)
+    """Whether who matched is told that peers leave and return; None: as `takes_leaves` says of its program."""
 
     def allows(self, peer_id: int, vm_name: str, is_host: bool) -> bool:
         """Tell whether who matched may ring the peer of that ID and VM name.
@@ -111,6 +116,7 @@ class PeerRule:
             "may-ring": list(self.may_ring),
             **({} if self.id is None else {"id": self.id}),
             **({} if self.rate is None else {"rate": self.rate}),
+            **({} if self.tell_leaves is None else {"tell-leaves": self.tell_leaves}),
         }
 
     @classmethod
@@ -150,6 +156,17 @@ def parse_rules(raw: object) -> tuple[PeerRule, ...]:
 def first_match(rules: Iterable[PeerRule], who: Credentials) -> PeerRule | None:
     """Find the rule that counts for *who*."""
     return next((rule for rule in rules if rule.match(who)), None)
+
+
+def takes_leaves(rule: PeerRule | None, who: Credentials, asked: bool | None = None) -> bool:
+    """Tell whether a peer may be told that an ID leaves and later that the same ID joins.
+
+    QEMU corrupts its memory then (docs/decisions/0011). A rule says it, else what was *asked* for, else the program. An
+    unknown program may be a QEMU under another name.
+    """
+    if rule is not None and rule.tell_leaves is not None:
+        return rule.tell_leaves
+    return bool(_TAKES_LEAVES.fullmatch(who.program)) if asked is None else asked
 
 
 def describe(match: Match) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import Problem
 from ..fds.listener import PATH_MAX, group_id, user_id
-from ..options import boolean, duration, integer, mode, option, parse, path, size, text
+from ..options import boolean, choice, duration, integer, mode, option, parse, path, size, text
 from ..wire.ivshmem import ID_MAX
 from .memory import Backing, huge_page_size
 from .rules import PeerRule, parse_rules
@@ -43,6 +43,8 @@ class RegionSpec:
     host_peer: bool = option(boolean, default=True, frozen=_HOST_TOLD)
     host_peer_id: int = option(integer(0, ID_MAX), default=ID_MAX, frozen=_HOST_TOLD)
     max_peers: int = option(integer(1, ID_MAX + 1), default=1024)
+    max_absent: int = option(integer(0, ID_MAX + 1), default=256)
+    clear: str = option(choice("never", "when-empty"), default="never")
     stall_timeout: float = option(duration, default=30.0)
     relay: bool = option(boolean, default=False, frozen="peers hold each other's doorbells, or ours")
     relay_rate: int = option(integer(0, RATE_MAX), default=0)
@@ -109,6 +111,8 @@ class RegionSpec:
             "host-peer": self.host_peer,
             "host-peer-id": self.host_peer_id,
             "max-peers": self.max_peers,
+            "max-absent": self.max_absent,
+            "clear": self.clear,
             "stall-timeout": self.stall_timeout,
             "relay": self.relay,
             "relay-rate": self.relay_rate,

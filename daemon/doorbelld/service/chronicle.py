@@ -10,6 +10,7 @@ import structlog
 
 from ..fds.peercred import Credentials
 from ..host.events import (
+    AbsentGivenUp,
     ClientAdded,
     ClientChanged,
     ClientEvent,
@@ -27,6 +28,7 @@ from ..host.events import (
     FrontendDetached,
     FrontendRefused,
     HostEvent,
+    MemoryCleared,
     Negotiated,
     PeerAdded,
     PeerRefused,
@@ -89,6 +91,15 @@ class Chronicle:
                 self._limited(log.info, f"{region}: leaves", "peer left", region=region, peer=peer.id, reason=reason)
             case PeerRefused(reason=reason):
                 self._limited(log.warning, f"{region}: refusals", "connection refused", region=region, reason=reason)
+            case AbsentGivenUp(absent=absent, reason=reason):
+                text, owner = "absent peer given up", absent.who
+                self._limited(
+                    log.info, f"{region}: given up", text, region=region, peer=absent.id, reason=reason, **_known(owner)
+                )
+            case MemoryCleared(failure=""):
+                log.info("memory cleared", region=region)
+            case MemoryCleared(failure=failure):
+                log.warning("memory not cleared", region=region, reason=failure)
             case Unkept(reason=reason):
                 text = "not everything of a region can be kept over a restart"
                 self._limited(log.warning, f"{region}: unkept", text, region=region, reason=reason)

@@ -45,6 +45,9 @@ MESSAGE_IDS: Mapping[str, str] = {
     "peer left": "66c21747e6384672a328a41ac293e6e3",
     "connection refused": "4621e630d0ff48d994e027142a37cb43",
     "connection ended while the daemon was away": "586e4d8c3def437c90d43e4ba4d84a15",
+    "absent peer given up": "a105ef006ac34224943ac55f7a9cb12a",
+    "memory cleared": "b3530a43c8084d748c7c914846b3a6dc",
+    "memory not cleared": "1e74ae49e94b407f9eea50c559f4266b",
     # Devices
     "device serves": "32cef5d154a241de98662ecd6fb666ac",
     "device changed": "dfdeabbb38a3487ba060bfdf3d01594b",

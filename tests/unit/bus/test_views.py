@@ -137,7 +137,7 @@ def test_a_method_that_the_xml_lacks() -> None:
             {
                 Action.NOTIFY: {"Notify", "NotifyPeer", "Broadcast", "NotifyMany", "OpenDoorbell"},
                 Action.OPEN_MEMORY: {"OpenMemory", "ReadMemory", "WriteMemory"},
-                Action.MANAGE: {"Attach", "Disconnect", "LimitPair", "PermitPair"},
+                Action.MANAGE: {"Attach", "Clear", "Disconnect", "LimitPair", "PermitPair"},
                 Action.INSPECT: {"ListPairs"},
             },
         ),

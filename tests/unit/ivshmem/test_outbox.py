@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from doorbelld.ivshmem.outbox import Outbox
+from doorbelld.ivshmem.outbox import Leave, Outbox
 from doorbelld.ivshmem.roster import Member, Roster
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -45,6 +45,8 @@ class Client:
         self.view: dict[int, list[int]] = {}
         self.count = 0
         self.run: int | None = None
+        self.freed: set[int] = set()
+        """IDs that left: a QEMU has freed what it knew of them."""
 
     def message(self, value: int, fd: int) -> None:
         self.count += 1
@@ -53,6 +55,7 @@ class Client:
         elif fd == -1:
             assert value in self.view, f"leave of {value}, who was never told of"
             del self.view[value]
+            self.freed.add(value)
             self.run = None
         else:
             if value != self.run:
@@ -66,6 +69,14 @@ class Client:
             assert self.view == self.first, "own doorbells come before those of somebody who was there first"
         elif self.own.id not in self.view:
             assert peer_id in self.first, "somebody who came later is told of before the greeting is over"
+
+
+class Qemu(Client):
+    """A client that must never be told of an ID that it was told of before."""
+
+    def begin(self, peer_id: int) -> None:
+        assert peer_id not in self.freed, f"{peer_id} joins after its leave, which corrupts a QEMU's memory"
+        super().begin(peer_id)
 
 
 class Peer:
@@ -84,27 +95,49 @@ class Reconciliation(RuleBasedStateMachine):
         self.roster = Roster()
         self.peers: dict[int, Peer] = {}
         self.held: Counter[int] = Counter()
+        self.absent: dict[int, Member] = {}
+        self.retired: dict[int, set[int]] = {}
+        """IDs that were given up, and who was there then and keeps IDs."""
+        self.cut_off: set[int] = set()
+        """IDs that had other doorbells when those who keep them were told of them."""
 
     def told(self, peer_id: int) -> None:
         self.held[peer_id] -= 1
         assert self.held[peer_id] >= 0, f"{peer_id} released more often than held"
 
-    def box(self, own: Member, visible: Callable[[Member], bool] | None, told: Callable[[int], None]) -> Outbox:
-        return Outbox(self.roster, own, MEMORY, visible, told)
+    def box(
+        self, own: Member, visible: Callable[[Member], bool] | None, told: Callable[[int], None], keeps: bool
+    ) -> Outbox:
+        return Outbox(self.roster, own, MEMORY, visible, told, keeps=keeps)
+
+    def remembered(self, peer_id: int) -> bool:
+        return any(peer_id in peer.outbox.kept for peer in self.peers.values())
 
     @rule(
         peer_id=st.integers(0, IDS - 1),
         vectors=st.integers(1, 4),
         seen=st.none() | st.frozensets(st.integers(0, IDS - 1)),
+        keeps=st.booleans(),
+        owner=st.booleans(),
     )
-    def join(self, peer_id: int, vectors: int, seen: frozenset[int] | None) -> None:
-        if peer_id in self.peers or (self.held[peer_id] and peer_id not in RETURNING):
+    def join(self, peer_id: int, vectors: int, seen: frozenset[int] | None, keeps: bool, owner: bool) -> None:
+        """Somebody joins; if a peer remembers the ID, it is its *owner*, or whom a rule gives it to."""
+        if peer_id in self.peers or (self.held[peer_id] and peer_id not in RETURNING) or peer_id in self.retired:
             return
         visible = None if seen is None else lambda member: member.id in seen
-        own = Member(peer_id, Tokens(vectors))
+        absent = self.absent.pop(peer_id, None)
+        if absent is not None and self.remembered(peer_id):
+            if owner:
+                vectors = len(absent.eventfds)
+            else:
+                for other in self.peers.values():
+                    other.outbox.cut_off(peer_id)
+                self.cut_off.add(peer_id)
+        own = Member(peer_id, absent.eventfds if absent is not None and owner else Tokens(vectors))
         there = {m.id: list(m.eventfds.array) for m in self.roster.ordered if visible is None or visible(m)}
         self.roster.add(own)
-        self.peers[peer_id] = Peer(Client(own, there), self.box(own, visible, self.told), visible)
+        client = (Qemu if keeps else Client)(own, there)
+        self.peers[peer_id] = Peer(client, self.box(own, visible, self.told, keeps), visible)
 
     @precondition(lambda self: self.peers)
     @rule(data=st.data())
@@ -113,11 +146,33 @@ class Reconciliation(RuleBasedStateMachine):
         own = peer.client.own
         peer.outbox.abandon()
         for other in self.peers.values():
-            owed = other.outbox.leave(own)
-            assert owed == (other.client.view.get(own.id, [])[-1:] != [] and self.knows(other, own))
-            self.held[own.id] += owed
-            other.client.first.pop(own.id, None)
+            known = bool(other.client.view.get(own.id)) and self.knows(other, own)
+            kept = own.id in other.outbox.kept
+            left = other.outbox.leave(own)
+            if not known or kept:
+                assert left is Leave.NOTHING
+            else:
+                assert left is (Leave.KEPT if other.outbox.keeps else Leave.OWED)
+            self.held[own.id] += left is Leave.OWED
+            if left is not Leave.KEPT:
+                other.client.first.pop(own.id, None)
         self.roster.remove(own)
+        self.absent[own.id] = own
+        self.retired = {k: there & self.peers.keys() for k, there in self.retired.items() if there & self.peers.keys()}
+
+    @precondition(lambda self: self.absent)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        """The ID of an absent peer is kept for it no longer, and given to nobody who could be mistaken for it."""
+        gone = self.absent.pop(data.draw(st.sampled_from(sorted(self.absent))))
+        for peer in self.peers.values():
+            kept = gone.id in peer.outbox.kept
+            assert peer.outbox.give_up(gone.id) is kept
+            self.held[gone.id] += kept
+            peer.client.first.pop(gone.id, None)
+        self.cut_off.discard(gone.id)
+        if there := {peer_id for peer_id, peer in self.peers.items() if peer.outbox.keeps}:
+            self.retired[gone.id] = there
 
     @staticmethod
     def knows(peer: Peer, member: Member) -> bool:
@@ -141,22 +196,23 @@ class Reconciliation(RuleBasedStateMachine):
     def restart(self) -> None:
         """Take everything apart into JSON and put it together in new objects."""
         state = json.loads(json.dumps({peer_id: peer.outbox.export() for peer_id, peer in self.peers.items()}))
-        next_seq, members = self.roster.next_seq, [(m.id, m.eventfds, m.seq) for m in self.roster.ordered]
+        next_seq, members = self.roster.next_seq, [(m.id, m.eventfds, m.seq, m.key) for m in self.roster.ordered]
         self.roster = Roster()
         for member in members:
             own = Member(*member)
             self.roster.add(own)
             peer = self.peers[own.id]
             peer.client.own = own
-            peer.outbox = self.box(own, peer.visible, self.told)
-            peer.outbox.restore(state[str(own.id)])
+            peer.outbox = self.box(own, peer.visible, self.told, peer.outbox.keeps)
+        for peer_id, peer in self.peers.items():
+            peer.outbox.restore(state[str(peer_id)], self.absent.values())
         self.roster.next_seq = next_seq
 
     @invariant()
     def backlog_is_what_a_drain_would_send(self) -> None:
         for peer in self.peers.values():
-            twin = self.box(peer.client.own, peer.visible, lambda _: None)
-            twin.restore(peer.outbox.export())
+            twin = self.box(peer.client.own, peer.visible, lambda _: None, peer.outbox.keeps)
+            twin.restore(peer.outbox.export(), self.absent.values())
             assert peer.outbox.backlog == twin.backlog == drain(twin, 5, lambda *_: None)
             assert twin.backlog == 0
 
@@ -173,7 +229,14 @@ class Reconciliation(RuleBasedStateMachine):
         for peer in self.peers.values():
             drain(peer.outbox, 3, peer.client.message)
             want = {m.id: list(m.eventfds.array) for m in self.roster.ordered if peer.sees(m)}
-            assert peer.client.view == want
+            for peer_id in peer.outbox.kept:
+                known = peer.client.view.get(peer_id, [])
+                there = self.roster.by_id.get(peer_id) or self.absent.get(peer_id)
+                assert peer_id in self.cut_off or (there is not None and known == list(there.eventfds.array))
+                want[peer_id] = known
+            assert {peer_id: known for peer_id, known in peer.client.view.items() if known} == {
+                peer_id: known for peer_id, known in want.items() if known
+            }
         assert not +self.held
 
 
@@ -221,7 +284,7 @@ def test_every_place_at_which_somebody_may_leave(leaver: int, seen: frozenset[in
         roster.add(members[3])
         send(peer, cut)
         known = bool(peer.client.view.get(leaver))
-        assert outbox.leave(members[leaver]) is known
+        assert outbox.leave(members[leaver]) is (Leave.OWED if known else Leave.NOTHING)
         held[leaver] += known
         peer.client.first.pop(leaver, None)
         roster.remove(members[leaver])
@@ -231,3 +294,32 @@ def test_every_place_at_which_somebody_may_leave(leaver: int, seen: frozenset[in
         drain(outbox, 2, peer.client.message)
         assert peer.client.view == {m.id: list(m.eventfds.array) for m in roster.ordered if peer.sees(m)}
         assert held[leaver] == 0
+
+
+@pytest.mark.parametrize("seen", [None, frozenset({0, 3}), frozenset({1, 2}), frozenset()])
+@pytest.mark.parametrize("leaver", [0, 1, 3])
+def test_qemu_is_told_neither_the_leave_nor_the_return_of_an_id_that_it_has(
+    leaver: int, seen: frozenset[int] | None
+) -> None:
+    """The same with a peer that keeps IDs: whenever a member leaves and returns, it is told of it once."""
+    visible = None if seen is None else lambda member: member.id in seen
+    for cut, further in itertools.product(range(17), range(8)):
+        roster = Roster()
+        members = [Member(peer_id, Tokens(3)) for peer_id in range(4)]
+        for member in members[:3]:
+            roster.add(member)
+        there = {m.id: list(m.eventfds.array) for m in members[:2] if visible is None or visible(m)}
+        outbox = Outbox(roster, members[2], MEMORY, visible, lambda _: pytest.fail("no leave is owed"), keeps=True)
+        peer = Peer(Qemu(members[2], there), outbox, visible)
+        roster.add(members[3])
+        send(peer, cut)
+        known = bool(peer.client.view.get(leaver))
+        assert outbox.leave(members[leaver]) is (Leave.KEPT if known else Leave.NOTHING)
+        if not known:
+            peer.client.first.pop(leaver, None)
+        roster.remove(members[leaver])
+        send(peer, further)
+        roster.add(Member(leaver, members[leaver].eventfds, key=members[leaver].key))
+        drain(outbox, 2, peer.client.message)
+        assert peer.client.view == {m.id: list(m.eventfds.array) for m in roster.ordered if peer.sees(m)}
+        assert peer.client.freed == set()

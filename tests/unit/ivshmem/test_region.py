@@ -153,10 +153,10 @@ def test_churn_while_somebody_reads_slowly(site: Site) -> None:
         site.gone(turn + 1)
         stayer.take()
     peer = region.peers[1]
-    assert site.call(lambda: peer.backlog) <= len(region._ids._held) + 16 * 3
+    assert site.call(lambda: peer.backlog) <= len(region.admission.ids._held) + 16 * 3
     site.settle(region, [stayer, silent])
     assert silent.doorbells == stayer.doorbells == membership(region)
-    assert not region._ids._held
+    assert not region.admission.ids._held
     assert site.join(region).id == 2
 
 
@@ -213,7 +213,7 @@ def test_closing_in_the_middle_of_a_greeting(site: Site) -> None:
     want = membership(region)
     assert len(want) == 6
     assert all(client.doorbells == want for client in good)
-    assert not region._ids._held
+    assert not region.admission.ids._held
 
 
 def test_two_thousand_connections_in_a_row_leave_nothing(site: Site) -> None:
@@ -244,7 +244,7 @@ def test_two_thousand_connections_in_a_row_leave_nothing(site: Site) -> None:
     assert grown < 100_000
     assert good.doorbells == membership(region)
     assert site.join(region).id == 1
-    assert len(region._ids._free) < 2300 // 4
+    assert len(region.admission.ids._free) < 2300 // 4
 
 
 def test_filling_a_doorbell_and_making_it_block_stops_nobody(site: Site) -> None:
@@ -394,7 +394,7 @@ def test_a_rebooted_vm_is_back_before_its_farewell_was_read(site: Site) -> None:
         site.settle(region, clients, 6)
     site.settle(region, [*clients, silent])
     assert silent.doorbells == membership(region)
-    assert not region._ids._held
+    assert not region.admission.ids._held
 
 
 def test_who_may_not_ring_is_given_no_doorbell(site: Site) -> None:
@@ -421,7 +421,7 @@ def test_who_may_not_ring_is_given_no_doorbell(site: Site) -> None:
     for client, ids in zip(left, [{0}, {0, 1, 2, 4, 65535}, {1, 2, 65535}, {1, 4}], strict=True):
         assert client.doorbells == {peer_id: everything[peer_id] for peer_id in ids}
     assert ("left", 3) not in clients[2].log
-    assert not region._ids._held
+    assert not region.admission.ids._held
 
 
 # Limits of the system
