@@ -144,7 +144,8 @@ def test_every_property_of_a_device_and_of_a_queue(client: Client, daemon: Daemo
     assert {"MQ", "CONFIG", "REPLY_ACK"} <= set(found["OfferedProtocolFeatureNames"])
     assert {name: listed(value) for name, value in found.items() if not name.startswith("Offered")} == {
         **{"Name": "echo", "Type": "loopback", "VirtioId": 63, "Socket": str(daemon.socket("echo")), "Connect": False},
-        **{"QueueCount": 2, "PollUSec": 0, "State": "listening", "Reason": "", "Status": 0, "MemoryRegions": []},
+        **{"QueueCount": 2, "PollUSec": 0, "State": "listening", "Reason": "", "Fault": "", "MemoryRegions": []},
+        **{"Status": 0},
         **{"FrontendPid": 0, "FrontendUid": NO_ID, "FrontendGid": NO_ID, "FrontendVmName": "", "FrontendUnit": ""},
         **{"FrontendSince": 0, "AckedFeatures": 0, "AckedFeatureNames": []},
         **{"AckedProtocolFeatures": 0, "AckedProtocolFeatureNames": []},
@@ -335,6 +336,7 @@ def test_a_front_end_that_breaks_the_rules_is_told_of(client: Client, connect: C
     assert mirror.told[0] == ("FrontendAttached", (os.getpid(),))
     ((member, (reason, broken)),) = mirror.told[1:]
     assert (member, reason, broken) == ("FrontendDetached", mirror.known["Reason"], True)
+    assert mirror.known["Fault"] == f"front-end pid {os.getpid()} was disconnected: {reason}"
     # descriptors that go in a circle break a queue, which has a moment to be stopped
     frontend = connect()
     (ring_of_echo,) = frontend.start()

@@ -189,7 +189,7 @@ cdef class DiskQueue:
         aio_init(&self.backend)
 
     def __init__(self, Disk disk not None, VirtQueue queue not None, *, bint threads=False):
-        """Serve *queue* from *disk*; *threads* do what would have to wait, or else io_uring.
+        """Serve *queue*, which runs, from *disk*; *threads* do what would have to wait, or else io_uring.
 
         Raises:
             OSError: io_uring is not permitted, or there is no memory or no descriptor left.
@@ -197,8 +197,8 @@ cdef class DiskQueue:
         self.disk = disk
         self.queue = queue
         self.state = &disk.state
-        self.slots = queue.max_size
-        # SAFETY: freed with the object; heads are below max_size.
+        self.slots = queue.num
+        # SAFETY: freed with the object; heads are below num, which stays as long as the queue runs.
         self.requests = <request_t *>calloc(self.slots, sizeof(request_t))
         if self.requests == NULL:
             raise MemoryError
@@ -211,7 +211,8 @@ cdef class DiskQueue:
         # SAFETY: no worker holds us, so nothing is in flight (invariants 1 and 2).
         if self.requests != NULL:
             for i in range(self.slots):
-                chain_free(&self.requests[i].chain)
+                if self.requests[i].chain.readable != NULL:  # a slot that was never used stays untouched memory
+                    chain_free(&self.requests[i].chain)
         free(self.requests)
         chain_free(&self.chain)
         with nogil:  # threads may end slowly
@@ -441,7 +442,7 @@ cdef class DiskQueue:
         """Move the chain that was popped last to its slot."""
         cdef request_t *request = &self.requests[self.chain.head]
         cdef chain_t spare = request.chain
-        # SAFETY: a head is below max_size, and its slot is free, since it is not in flight. The array of pieces moves along
+        # SAFETY: a head is below num, and its slot is free, since it is not in flight. The array of pieces moves along
         # with the chain; the slot's own becomes the next one to pop into.
         memset(request, 0, sizeof(request_t))
         request.chain = self.chain

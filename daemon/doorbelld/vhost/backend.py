@@ -20,6 +20,8 @@ Invariants
 1. ``session`` is set exactly while a front-end has the device.
 2. No error that a front-end can cause leaves this module as an exception.
 3. Each reason is told once, by `FrontendDetached`, and stays in ``reason`` until the next front-end comes.
+4. What kept a front-end from using the device stays in ``fault`` until a queue runs: a front-end that fails, connects
+   again and fails again leaves the device at no moment without an explanation.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from .events import (
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
+    FaultChanged,
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
@@ -95,6 +98,8 @@ class Backend:
         self.state = State.CONNECTING if listener is None else State.LISTENING
         self.reason = ""
         """Why the last front-end went, until the next one comes."""
+        self.fault = ""
+        """What keeps front-ends from using the device, a sentence for people; empty since a queue ran."""
         self.who: Credentials | None = None
         """The front-end, as far as it is known."""
         self.since = 0
@@ -375,14 +380,21 @@ class Backend:
                 self._next.close()
             self._next = sock
         else:
-            sock.close()
             holder = f"pid {self.who.pid}" if self.who is not None else "another"
-            self._emit(FrontendRefused(self, f"front-end {holder} has the device, and it serves one at a time"))
+            self._turn_away(f"front-end {holder} has the device, and it serves one at a time", sock)
 
-    def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool) -> None:
+    def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool = False) -> None:
+        """Refuse a front-end that connected."""
         if sock is not None:
             sock.close()
+        self._blame(f"a front-end was refused: {reason}")
         self._emit(FrontendRefused(self, reason))
+
+    def _blame(self, fault: str) -> None:
+        """Remember *fault* unless the device works."""
+        if self.state is not State.RUNNING and fault != self.fault:
+            self.fault = fault
+            self._emit(FaultChanged(self))
 
     def _begin(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -415,9 +427,11 @@ class Backend:
             admit(self.name, self.spec.peer, self.who)
         except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
             self._sock, self.who = None, None
-            sock.close()
-            gone = f"it went away while being greeted: {error.strerror}" if isinstance(error, OSError) else str(error)
-            self._emit(FrontendRefused(self, gone))
+            if isinstance(error, AccessDenied):
+                self._turn_away(str(error), sock)
+            else:
+                sock.close()
+                self._emit(FrontendRefused(self, f"it went away while being greeted: {error.strerror}"))
             self._serve_next("")
             return
         self.session = session = Session(self._engine, self._loop, self)
@@ -444,12 +458,14 @@ class Backend:
         except Exception as error:
             self.reason = f"{reason}; and then {type(error).__name__}: {error}"
         self.session = self._talk = None
+        assert self.who is not None
+        if broken:
+            self._blame(f"front-end pid {self.who.pid} was disconnected: {self.reason}")
         if talk.fruitful:
             self._retry = _RETRY_MIN
         talk.close()  # last: the front-end's sign that its memory is its own again
         who, self.who, self.since = self.who, None, 0
         self._sock, self._ending = None, False
-        assert who is not None
         self._emit(FrontendDetached(self, who, self.reason, broken))
         self._serve_next(self.reason)
 
@@ -472,6 +488,8 @@ class Backend:
 
     def _enter(self, state: State, reason: str) -> None:
         old, self.state = self.state, state
+        if state is State.RUNNING:
+            self.fault = ""
         if old is not state:
             self._emit(StateChanged(self, old, state, reason))
 
@@ -522,6 +540,7 @@ class Backend:
 
     def refused(self, request: str, reason: str) -> None:
         """Tell that a request was refused."""
+        self._blame(f"a request of its front-end was refused: {request}: {reason}")
         self._emit(RequestRefused(self, request, reason))
 
     def queue_changed(self, index: int) -> None:

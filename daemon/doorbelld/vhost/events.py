@@ -78,6 +78,11 @@ class RequestRefused(DeviceEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class FaultChanged(DeviceEvent):
+    """What keeps front-ends from using *device* (`Backend.fault`) is another; that it works is told by its state."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueChanged(DeviceEvent):
     """Queue *index* was enabled, disabled, started or stopped, or has another size."""
 

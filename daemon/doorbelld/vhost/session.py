@@ -55,7 +55,7 @@ from ..wire.vhost_messages import (
 )
 from ..wire.vhost_requests import Answer, FrontendRequest, Request
 from .channel import BackChannel, Reactor
-from .device import config_space
+from .device import QUEUE_SIZE_MAX, config_space
 from .engine import Engine
 from .features import offered_features, offered_protocol_features
 from .vring import Refused, Ring, check_signal, own_eventfd
@@ -219,6 +219,11 @@ class Session:
 
     async def _set_vring_num(self, payload: VringState, message: Message) -> None:
         ring = self._ring(payload.index)
+        if (most := ring.queue.max_size) < payload.num <= QUEUE_SIZE_MAX:
+            raise Refused(
+                f"a ring of {payload.num} entries is longer than queue-size = {most} allows; "
+                f"set queue-size = {payload.num} for this device, or leave queue-size out"
+            )
         async with self._engine.still():
             ring.queue.set_num(payload.num)
         self._watcher.queue_changed(payload.index)

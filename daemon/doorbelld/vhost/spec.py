@@ -20,9 +20,8 @@ from ..fds.listener import PATH_MAX, group_id, user_id
 from ..options import boolean, integer, mode, option, parse, path, text
 from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
-from .device import QUEUES_MAX, Device
+from .device import QUEUE_SIZE_MAX, QUEUES_MAX, Device
 
-QUEUE_SIZE_MAX = 32768
 POLL_MAX = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOLD = "front-ends were told"

@@ -22,6 +22,7 @@ from support.devicesite import DeviceSite, Echo, device_site
 ALONE = {
     "State": "listening",
     "Reason": "",
+    "Fault": "",
     "FrontendPid": 0,
     "FrontendUid": NOBODY,
     "FrontendGid": NOBODY,

@@ -298,6 +298,7 @@ def test_who_may_attach(site: DeviceSite) -> None:
     site.wait(lambda: site.of(FrontendRefused))
     assert f'no rule of device "dev0" admits pid {os.getpid()}' in site.of(FrontendRefused)[0].reason
     assert backend.state is State.LISTENING and backend.who is None and not site.of(FrontendAttached)
+    assert backend.fault.startswith("a front-end was refused: no rule")
     spec = dataclasses.replace(backend.spec, peer=parse_rules([{"match": {"uid": os.getuid()}}]))
     site.call(backend.change, spec, False)
     assert site.connect().ask_number(R.GET_QUEUE_NUM) == 2
