@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from doorbelld.devices.blk import Blk
 from doorbelld.vhost.events import FrontendDetached, State
 from doorbelld.vhost.frontend import Frontend
 from doorbelld.wire.vhost_messages import VringState
@@ -62,6 +63,28 @@ def test_ring_that_grows_and_shrinks_between_starts_is_served(site: DeviceSite, 
         f.place(0)
         f.connect_fds(0)
     serve_one(f, "blk")
+
+
+@pytest.mark.parametrize("aio", ["io_uring", "threads"])
+def test_disk_with_more_requests_than_it_defers_serves_all(site: DeviceSite, tmp_path: Path, aio: str) -> None:
+    open_device(site, "blk", tmp_path, aio=aio)
+    device = site.backends[0].device
+    assert isinstance(device, Blk)
+    device.disk.inline = False  # every request has to wait
+    f = site.connect(memory_size=MEMORY)
+    (queue,) = f.start(num=LARGEST)
+    header, room = f.take(16), f.take(SECTOR + 1)
+    f.memory.write(header, struct.pack("<IIQ", 0, 0, 7))
+    for _ in range(2):
+        heads = {queue.add([(header, 16)], [(room, SECTOR + 1)]) for _ in range(LARGEST // 2)}
+        queue.kick()
+        while heads:
+            for head, written in f.wait(queue):
+                assert written == SECTOR + 1
+                heads.remove(head)
+        assert f.memory.read(room, SECTOR + 1) == bytes([7]) * SECTOR + b"\0"
+    assert device.counters() == {"inline": 0, "deferred": LARGEST}
+    assert f.stop(0) == LARGEST
 
 
 @pytest.mark.parametrize("acknowledged", [True, False])
