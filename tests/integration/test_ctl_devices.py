@@ -65,12 +65,9 @@ def ctl(daemon: Daemon) -> Ctl:
 
 @contextmanager
 def attached(daemon: Daemon, device: str = "loop", queues: int = 1) -> Iterator[tuple[Frontend, list[DriverQueue]]]:
-    """Be the front-end of a device, with queues that run: each was kicked once, for nothing."""
+    """Be the front-end of a device, with queues that run."""
     with Frontend.connect(str(daemon.socket(device)), timeout=DEADLINE) as frontend:
-        made = frontend.start(queues)
-        for queue in made:
-            os.eventfd_write(queue.kick_fd, 1)
-        yield frontend, made
+        yield frontend, frontend.start(queues)
 
 
 def state(ctl: Ctl, device: str) -> str:
@@ -487,7 +484,7 @@ def test_doctor_finds_what_keeps_a_disk_from_working(short_path: Path) -> None:
         level, words = found("devices")[0]
         assert (level, "share=on missing?" in words) == ("wrong", True)
         with Frontend.connect(str(daemon.socket("disk")), timeout=DEADLINE) as frontend:
-            os.eventfd_write(frontend.start()[0].kick_fd, 1)
+            frontend.start()
             eventually(lambda: found("devices") == [("ok", 'device "disk" is running')])
         image.unlink()
         assert found("images") == [("wrong", f'device "disk": its image {image}: No such file or directory')]

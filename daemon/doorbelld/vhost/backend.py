@@ -530,10 +530,6 @@ class Backend:
 
     # What the session tells
 
-    def kicked(self, index: int) -> None:
-        """Have the session start a ring (see `session.Watcher`)."""
-        self._job(lambda session: session.kicked(index))
-
     def failed(self, reason: str) -> None:
         """End the connection."""
         self._fail(reason, broken=True)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The main channel while a front-end is served: messages, and what has to be done between them, one after the other.
 
-What needs the session but is no message (a first kick, a reset that somebody asked for) is put down as a job, and done
-before the next message. Whatever ends the conversation is put down too, by `Conversation.fail`, from anywhere on the
-event loop; it is found before the next message, and wherever the front-end is waited for.
+What needs the session but is no message (a reset that somebody asked for) is put down as a job, and done before the
+next message. Whatever ends the conversation is put down too, by `Conversation.fail`, from anywhere on the event loop;
+it is found before the next message, and wherever the front-end is waited for.
 """
 
 from __future__ import annotations

@@ -104,16 +104,19 @@ class Device:
 
     def _serve(self, queue: VirtQueue) -> None:
         """Serve what waits, up to a batch; the worker comes again if there is more."""
+        served = False
         try:
             for _ in range(_BATCH):
                 if (chain := queue.pop()) is None:
                     return
+                served = True
                 if chain.fault:
                     queue.push(chain, 0)
                 else:
                     self.handle(queue, chain)
         finally:
-            queue.notify()
+            if served:
+                queue.notify()
 
     # Configuration space
 
