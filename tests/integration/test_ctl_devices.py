@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -512,6 +513,33 @@ def test_doctor_names_queue_size_while_a_guest_hangs_because_of_it(short_path: P
             assert "queue-size = 256 allows; set queue-size = 1024" in ctl("status", "entropy")
             assert "Nothing is wrong" not in ctl.run("doctor").stdout.decode()
         assert "SET_VRING_NUM: a ring of 1024 entries is longer than queue-size = 256 allows" in daemon.log
+
+
+def test_doctor_finds_an_ivshmem_client_at_the_socket_of_a_device(short_path: Path) -> None:
+    with Daemon(short_path, '[device.entropy]\ntype = "rng"\nsilence-timeout = "6s"\n') as daemon:
+        ctl, path = Ctl(daemon.bus), str(daemon.socket("entropy"))
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.connect(path)
+            eventually(lambda: "has said nothing" in ctl.json("devices", "--json")["entropy"]["fault"])
+            done = ctl.run("doctor", "--json")
+            (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "devices")
+            assert (done.returncode, finding["level"]) == (1, "wrong")
+            assert (
+                f"front-end pid {os.getpid()}: it has said nothing since it connected; is it an ivshmem device"
+                in (finding["found"])
+            )
+            assert "front-end says nothing" in daemon.log
+
+            def gets_it() -> bool:
+                try:
+                    with Frontend.connect(path, timeout=DEADLINE) as other:
+                        other.start()
+                        return len(other.request(other.queues[0], room=16)) == 16
+                except (BackendFailed, OSError):
+                    return False
+
+            eventually(gets_it)
+        assert "doorbellctl" in finding["cure"]
 
 
 # Completion

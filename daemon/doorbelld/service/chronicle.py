@@ -26,6 +26,7 @@ from ..host.events import (
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
+    FrontendSilent,
     HostEvent,
     Negotiated,
     PeerAdded,
@@ -112,6 +113,9 @@ class Chronicle:
                 self._limited(log.info, f"{device}: detaches", text, device=device, pid=who.pid, reason=reason)
             case FrontendRefused(reason=reason):
                 self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
+            case FrontendSilent(who=who, reason=reason):
+                text = "front-end says nothing"
+                self._limited(log.warning, f"{device}: silences", text, device=device, pid=who.pid, reason=reason)
             case RequestRefused(request=request, reason=reason):
                 text = "request of a front-end refused"
                 key = f"{device}: requests"

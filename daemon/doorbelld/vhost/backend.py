@@ -11,7 +11,8 @@ the socket is closed: a front-end that comes back takes that as the sign that no
 the next one is served.
 
 Who connects while a front-end is there is turned away; unless that one is gone already, and only its clearing away
-takes time: then it waits, and is served next.
+takes time: then it waits, and is served next. A front-end that has said nothing at all for some seconds is told of, and
+after ``silence-timeout`` it is disconnected as soon as another one connects.
 
 What happens is told by events, through *emit*. Nothing here logs, and nothing here knows D-Bus.
 
@@ -54,6 +55,7 @@ from .events import (
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
+    FrontendSilent,
     Negotiated,
     QueueChanged,
     RequestRefused,
@@ -63,6 +65,7 @@ from .events import (
 from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
 from .queuestate import QueueState, look
 from .session import Session
+from .silence import Silence
 from .spec import DeviceSpec
 
 GRACE = 0.5
@@ -98,8 +101,6 @@ class Backend:
         self.state = State.CONNECTING if listener is None else State.LISTENING
         self.reason = ""
         """Why the last front-end went, until the next one comes."""
-        self.fault = ""
-        """What keeps front-ends from using the device, a sentence for people; empty since a queue ran."""
         self.who: Credentials | None = None
         """The front-end, as far as it is known."""
         self.since = 0
@@ -117,6 +118,8 @@ class Backend:
         self._closer: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._grace: asyncio.TimerHandle | None = None
+        self._silence = Silence(loop, self._heard_silence)
+        self._fault = ""
         self._retry = _RETRY_MIN
         self._said = ""
         self._engine = Engine(device, loop, spec.name, spec.poll_us, self._broke)
@@ -233,6 +236,13 @@ class Backend:
         self._emit(DeviceChanged(self))
 
     # What can be asked of it
+
+    @property
+    def fault(self) -> str:
+        """What keeps front-ends from using the device, a sentence for people; empty once a queue runs."""
+        if self._silence.lasts and self.who is not None:
+            return f"front-end pid {self.who.pid}: {self._silence_in_words()}"
+        return self._fault
 
     @property
     def name(self) -> str:
@@ -375,13 +385,21 @@ class Backend:
     def _arrive(self, sock: socket.socket) -> None:
         if self._sock is None:
             self._begin(sock)
-        elif (self._ending or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
+            return
+        silent, timeout = self._silence.seconds, self.spec.silence_timeout
+        overdue = timeout and silent is not None and silent >= timeout
+        if (self._ending or overdue or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
             if self._next is not None:
                 self._next.close()
             self._next = sock
-        else:
-            holder = f"pid {self.who.pid}" if self.who is not None else "another"
-            self._turn_away(f"front-end {holder} has the device, and it serves one at a time", sock)
+            if overdue:
+                self._fail(f"it said nothing for {timeout:g} s, and another one came (silence-timeout)", broken=False)
+            return
+        holder = f"pid {self.who.pid}" if self.who is not None else "another"
+        why = f"front-end {holder} has the device, and it serves one at a time"
+        if silent is not None:
+            why += "; it has said nothing yet, and silence-timeout of the device is how long it may"
+        self._turn_away(why, sock)
 
     def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool = False) -> None:
         """Refuse a front-end that connected."""
@@ -392,9 +410,19 @@ class Backend:
 
     def _blame(self, fault: str) -> None:
         """Remember *fault* unless the device works."""
-        if self.state is not State.RUNNING and fault != self.fault:
-            self.fault = fault
+        if self.state is not State.RUNNING and fault != self._fault:
+            self._fault = fault
             self._emit(FaultChanged(self))
+
+    def _heard_silence(self) -> None:
+        if self._silence.lasts and self.who is not None:
+            self._emit(FrontendSilent(self, self.who, self._silence_in_words()))
+        self._emit(FaultChanged(self))
+
+    def _silence_in_words(self) -> str:
+        there = f"a front-end that listens at {self.spec.socket}"
+        what = there if self.spec.connect else "an ivshmem device, or a chardev that no device uses"
+        return f"it has said nothing since it connected; is it {what}?"
 
     def _begin(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -435,7 +463,8 @@ class Backend:
             self._serve_next("")
             return
         self.session = session = Session(self._engine, self._loop, self)
-        self._talk = talk = Conversation(self._loop, sock, session)
+        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
+        self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
         if self._closing:
             talk.fail("the device is removed", broken=False)
@@ -446,6 +475,7 @@ class Backend:
 
     async def _end(self, session: Session, talk: Conversation, reason: str, broken: bool) -> None:
         self._ending = True
+        self._silence.end()
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
@@ -489,7 +519,7 @@ class Backend:
     def _enter(self, state: State, reason: str) -> None:
         old, self.state = self.state, state
         if state is State.RUNNING:
-            self.fault = ""
+            self._fault = ""
         if old is not state:
             self._emit(StateChanged(self, old, state, reason))
 
