@@ -43,6 +43,7 @@ from support import (
 
 DEVICES = 16
 DEPTH = 64
+ENTRIES = 128
 FOR_EVER = 100_000
 """Seconds."""
 
@@ -57,12 +58,20 @@ class Site:
 
     def move(self, count: int, seconds: float, cpu: int) -> float:
         """Have *count* devices read; requests a second in all."""
-        return measure("blk_load", "read", DEPTH, seconds, *self.sockets[:count], cpu=cpu)["per_second"]
+        return measure("blk_load", "read", DEPTH, ENTRIES, seconds, *self.sockets[:count], cpu=cpu)["per_second"]
 
     @contextlib.contextmanager
     def busy(self, cpu: int) -> Iterator[None]:
         """Have all devices read while the body runs."""
-        command = [*on_cpu(cpu), str(program("blk_load")), "read", str(DEPTH), str(FOR_EVER), *map(str, self.sockets)]
+        command = [
+            *on_cpu(cpu),
+            str(program("blk_load")),
+            "read",
+            str(DEPTH),
+            str(ENTRIES),
+            str(FOR_EVER),
+            *map(str, self.sockets),
+        ]
         with running(command) as load:
             yield
             if load.poll() is not None:
