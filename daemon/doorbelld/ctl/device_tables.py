@@ -64,8 +64,8 @@ def _row(name: str, device: Mapping[str, Any], sums: Mapping[str, int]) -> list[
 
 def reason(device: Mapping[str, Any]) -> str:
     """Say why a device is as it is; empty if there is nothing to say."""
-    if device["fault"] and device["state"] != "broken":
-        return str(device["fault"])
+    if (fault := device.get("fault")) and device["state"] != "broken":
+        return str(fault)
     if not device["reason"]:
         return ""
     if device["state"] == "broken":

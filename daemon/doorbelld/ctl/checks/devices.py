@@ -35,7 +35,7 @@ def states(view: View) -> Iterator[Finding]:
 
 
 def _of_front_end(view: View, name: str, device: Mapping[str, Any]) -> Iterator[Finding]:
-    title, why, fault = f'device "{name}"', device["reason"], device["fault"]
+    title, why, fault = f'device "{name}"', device["reason"], device.get("fault", "")
     cure = (
         f"journalctl DOORBELLD_DEVICE={name} has more; the guest is to be started as doorbellctl qemu-args {name} says"
     )
