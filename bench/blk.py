@@ -209,9 +209,10 @@ class Bench:
                     self.options.rounds,
                 )
                 for entries in (1024, 32768):
-                    what = f"buffered {how}s, {depth} in flight, ring of {entries}, of 256"
+                    what = f"buffered {how}s, {depth} in flight, {entries} in ring, 256"
                     pair = {"ours": found[entries], "short": found[256]}
                     self.add(what, "1/s", pair, "per_second", 1.0 if entries == 1024 else None)
+                    self.add(f"{what}, CPU", "us", pair, "cpu")
 
 
 def benchmark(options: Options, report: Report) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from blk import images
+from blk import SMALL, images
 from support import (
     BUS_NAME,
     ROOT_PATH,
@@ -106,7 +106,7 @@ def benchmark(options: Options, report: Report) -> None:
     seconds, calls, rings = (0.2, 200, 2_000) if options.quick else (1.0, 2_000, 20_000)
     here, there = two_cpus()
     with (
-        images(16 if options.quick else 256) as (image, _),
+        images(16 if options.quick else 256, SMALL) as (image, _),
         site(options, image, there) as ours,
         site(options, image, there) as other,
     ):
