@@ -9,11 +9,12 @@ image of its own, alike, in the page cache; each block of it begins with its num
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,30 +37,46 @@ from support import main as run_benchmark
 
 BLOCK = 4096
 IMAGE_MB = 256
+ENTRIES = 128
+"""Of the ring; what QEMU's disk has unless it is told otherwise."""
 SERVE = Path(__file__).with_name("serve_device.py")
-
-
-def make_image(path: Path, megabytes: int) -> None:
-    """Write an image and wait until it is on the disk: what comes later is not to be about that."""
-    rest = bytes(BLOCK - 8)
-    with path.open("wb") as image:
-        for number in range((megabytes << 20) // BLOCK):
-            image.write(struct.pack("<Q", number) + rest)
-        image.flush()
-        os.fsync(image.fileno())
+SMALL = BLOCK
+"""Bytes that a guest writes at once; the page cache keeps them in folios of that size."""
+LARGE = 1 << 20
+"""Bytes that people's tools write at once (``dd bs=1M``, ``qemu-img convert``): folios as large as memory has them."""
 
 
 @contextlib.contextmanager
-def images(megabytes: int) -> Iterator[tuple[Path, Path]]:
-    """Make two images on a disk, not in a directory for temporary files that may live in memory."""
+def images(megabytes: int, piece: int) -> Iterator[tuple[Path, Path]]:
+    """Make two images on a disk, not in a directory for temporary files that may live in memory.
+
+    They are written by turns, *piece* bytes at once. Else the second one would find less memory in large folios, and be
+    up to twice as fast.
+    """
     made = BUILD / "ours.img", BUILD / "qemu.img"
+    rest = bytes(BLOCK - 8)
+    content = b"".join(struct.pack("<Q", number) + rest for number in range((megabytes << 20) // BLOCK))
     try:
-        for path in made:
-            make_image(path, megabytes)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("wb", buffering=0)) for path in made]
+            for start in range(0, len(content), piece):
+                for file in files:
+                    file.write(content[start : start + piece])
+            for file in files:
+                os.fsync(file.fileno())
         yield made
     finally:
         for path in made:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def busy(cpus: Iterable[int]) -> Iterator[None]:
+    """Keep each of *cpus* busy with one more program, of the same priority."""
+    with contextlib.ExitStack() as stack:
+        for cpu in cpus:
+            stack.enter_context(running([*on_cpu(cpu), sys.executable, "-c", "while True: pass"]))
+        yield
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,10 @@ class Server:
     socket: Path
     pid: int
 
-    def load(self, how: str, depth: int, seconds: float, cpu: int) -> dict[str, float]:
+    def load(self, how: str, depth: int, seconds: float, cpu: int, entries: int = ENTRIES) -> dict[str, float]:
         """Have the front-end use it; with the CPU time of all our threads, in microseconds a request."""
         before = self._cpu_seconds()
-        numbers = measure("blk_load", how, depth, seconds, self.socket, cpu=cpu)
+        numbers = measure("blk_load", how, depth, entries, seconds, self.socket, cpu=cpu)
         return {**numbers, "cpu": (self._cpu_seconds() - before) * 1e6 / numbers["per_second"] / seconds}
 
     def _cpu_seconds(self) -> float:
@@ -103,60 +120,116 @@ def qemu(image: Path, place: Path, cpu: int, cache: str) -> Iterator[Server]:
         yield Server(socket, process.pid)
 
 
-def compare(options: Options, report: Report, cpus: tuple[int, int], files: tuple[Path, Path], cache: str) -> None:
-    """Measure all there is about one way to open the image.
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements have in common.
 
     Turns are short and many: what else goes on on the machine comes in bursts, and then hits few of them.
     """
-    seconds = 0.2 if options.quick else 0.3
-    here, there = cpus
-    with (
-        directory() as place,
-        ours(files[0], place, there, cache) as our_server,
-        qemu(files[1], place, there, cache) as their_server,
-    ):
 
-        def loop(how: str) -> dict[str, float]:
-            direct = ["direct"] if cache == "direct" else []
-            return measure("pread_loop", files[0], how, seconds, *direct, cpu=there)
+    options: Options
+    report: Report
+    here: int
+    """The front-end's CPU."""
+    there: int
+    """The CPU of who serves it."""
 
-        for how in ("read", "write"):
-            found = by_turns(
-                {
-                    "ours": lambda how=how: our_server.load(how, 64, seconds, here),
-                    "qemu": lambda how=how: their_server.load(how, 64, seconds, here),
-                    "loop": lambda how=how: loop(how),
-                },
-                options.rounds,
-            )
-            rates = {side: column(samples, "per_second") for side, samples in found.items()}
-            against_qemu = 1.0 if cache == "direct" else 2.0 if how == "read" else 1.5
-            against_loop = 0.5 if (cache, how) == ("buffered", "read") else None
-            what = f"{cache} {how}s, 64 in flight"
-            report.add(Row.against(f"{what}, QEMU", "1/s", rates["ours"], rates["qemu"], against_qemu, at_least=True))
-            report.add(
-                Row.against(f"{what}, bare loop", "1/s", rates["ours"], rates["loop"], against_loop, at_least=True)
-            )
-            work = {side: column(found[side], "cpu") for side in ("ours", "qemu")}
-            report.add(Row.against(f"{what}, CPU, QEMU", "us", work["ours"], work["qemu"], 1.0))
-            alone = by_turns(
-                {
-                    "ours": lambda how=how: our_server.load(how, 1, seconds, here),
-                    "qemu": lambda how=how: their_server.load(how, 1, seconds, here),
-                },
-                options.rounds,
-            )
-            latency = {side: column(samples, "median") for side, samples in alone.items()}
-            target = 1.0 if cache == "buffered" else None
-            report.add(Row.against(f"{cache} {how}, alone, QEMU", "us", latency["ours"], latency["qemu"], target))
+    @property
+    def seconds(self) -> float:
+        """How long a turn takes."""
+        return 0.2 if self.options.quick else 0.3
+
+    @contextlib.contextmanager
+    def servers(self, files: tuple[Path, Path], cache: str) -> Iterator[dict[str, Server]]:
+        """Serve both images."""
+        with (
+            directory() as place,
+            ours(files[0], place, self.there, cache) as our_server,
+            qemu(files[1], place, self.there, cache) as their_server,
+        ):
+            yield {"ours": our_server, "qemu": their_server}
+
+    def turns(
+        self, servers: Mapping[str, Server], how: str, depth: int, loop: Callable[[], dict[str, float]] | None = None
+    ) -> dict[str, list[dict[str, float]]]:
+        """Have *servers* used by turns, and *loop* between them."""
+        sides = {
+            name: functools.partial(server.load, how, depth, self.seconds, self.here)
+            for name, server in servers.items()
+        }
+        return by_turns({**sides, **({"loop": loop} if loop else {})}, self.options.rounds)
+
+    def add(
+        self, what: str, unit: str, samples: Mapping[str, list[dict[str, float]]], key: str, target: float | None = None
+    ) -> None:
+        """Report our side against the other one; rates are to be high, all else low."""
+        mine, other = (column(each, key) for each in samples.values())
+        self.report.add(Row.against(what, unit, mine, other, target, at_least=key == "per_second"))
+
+    def throughput(self, files: tuple[Path, Path], cache: str, how: str, made: str = "") -> None:
+        """Compare reads or writes of 64 in flight with QEMU's, and with a bare loop on the same file."""
+        direct = ["direct"] if cache == "direct" else []
+
+        def loop() -> dict[str, float]:
+            return measure("pread_loop", files[0], how, self.seconds, *direct, cpu=self.there)
+
+        with self.servers(files, cache) as servers:
+            found = self.turns(servers, how, 64, loop)
+        against_qemu = 1.0 if cache == "direct" else 2.0 if how == "read" else 1.5
+        against_loop = 0.5 if (cache, how) == ("buffered", "read") else None
+        what = f"{cache} {how}s{made}, 64 in flight"
+        pair = {side: found[side] for side in ("ours", "qemu")}
+        self.add(f"{what}, QEMU", "1/s", pair, "per_second", against_qemu if not made else 1.0)
+        self.add(
+            f"{what}, bare loop", "1/s", {side: found[side] for side in ("ours", "loop")}, "per_second", against_loop
+        )
+        self.add(f"{what}, CPU, QEMU", "us", pair, "cpu", 1.0)
+
+    def latency(self, files: tuple[Path, Path], cache: str, how: str) -> None:
+        """Compare what one request alone takes."""
+        with self.servers(files, cache) as servers:
+            found = self.turns(servers, how, 1)
+        self.add(f"{cache} {how}, alone, QEMU", "us", found, "median", 1.0 if cache == "buffered" else None)
+
+    def contended(self, files: tuple[Path, Path]) -> None:
+        """Compare reads while another program wants each CPU, too."""
+        with self.servers(files, "buffered") as servers, busy((self.here, self.there)):
+            found = self.turns(servers, "read", 64)
+        self.add("buffered reads, 64 in flight, CPUs busy, QEMU", "1/s", found, "per_second", 1.0)
+
+    def ring_sizes(self, files: tuple[Path, Path], how: str) -> None:
+        """Compare long rings with one of 256 entries, which nobody should be slower than."""
+        with directory() as place, ours(files[0], place, self.there, "buffered") as server:
+            for depth in (64, 256):
+                found = by_turns(
+                    {
+                        entries: functools.partial(server.load, how, depth, self.seconds, self.here, entries)
+                        for entries in (256, 1024, 32768)
+                    },
+                    self.options.rounds,
+                )
+                for entries in (1024, 32768):
+                    what = f"buffered {how}s, {depth} in flight, {entries} in ring, 256"
+                    pair = {"ours": found[entries], "short": found[256]}
+                    self.add(what, "1/s", pair, "per_second", 1.0 if entries == 1024 else None)
+                    self.add(f"{what}, CPU", "us", pair, "cpu")
 
 
 def benchmark(options: Options, report: Report) -> None:
-    """Through the page cache, then past it."""
-    cpus = two_cpus()
-    with images(16 if options.quick else IMAGE_MB) as files:
+    """Through the page cache, past it, with other rings, and with an image as people make them."""
+    bench = Bench(options, report, *two_cpus())
+    megabytes = 16 if options.quick else IMAGE_MB
+    with images(megabytes, SMALL) as files:
         for cache in ("buffered", "direct"):
-            compare(options, report, cpus, files, cache)
+            for how in ("read", "write"):
+                bench.throughput(files, cache, how)
+                bench.latency(files, cache, how)
+        bench.contended(files)
+        for how in ("read", "write"):
+            bench.ring_sizes(files, how)
+    with images(megabytes, LARGE) as files:
+        for how in ("read", "write"):
+            bench.throughput(files, "buffered", how, ", 1 MiB pieces")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from blk import images
+from blk import SMALL, images
 from support import (
     BUS_NAME,
     ROOT_PATH,
@@ -43,6 +43,7 @@ from support import (
 
 DEVICES = 16
 DEPTH = 64
+ENTRIES = 128
 FOR_EVER = 100_000
 """Seconds."""
 
@@ -57,12 +58,20 @@ class Site:
 
     def move(self, count: int, seconds: float, cpu: int) -> float:
         """Have *count* devices read; requests a second in all."""
-        return measure("blk_load", "read", DEPTH, seconds, *self.sockets[:count], cpu=cpu)["per_second"]
+        return measure("blk_load", "read", DEPTH, ENTRIES, seconds, *self.sockets[:count], cpu=cpu)["per_second"]
 
     @contextlib.contextmanager
     def busy(self, cpu: int) -> Iterator[None]:
         """Have all devices read while the body runs."""
-        command = [*on_cpu(cpu), str(program("blk_load")), "read", str(DEPTH), str(FOR_EVER), *map(str, self.sockets)]
+        command = [
+            *on_cpu(cpu),
+            str(program("blk_load")),
+            "read",
+            str(DEPTH),
+            str(ENTRIES),
+            str(FOR_EVER),
+            *map(str, self.sockets),
+        ]
         with running(command) as load:
             yield
             if load.poll() is not None:
@@ -97,7 +106,7 @@ def benchmark(options: Options, report: Report) -> None:
     seconds, calls, rings = (0.2, 200, 2_000) if options.quick else (1.0, 2_000, 20_000)
     here, there = two_cpus()
     with (
-        images(16 if options.quick else 256) as (image, _),
+        images(16 if options.quick else 256, SMALL) as (image, _),
         site(options, image, there) as ours,
         site(options, image, there) as other,
     ):

@@ -1,10 +1,10 @@
 /* SPDX-FileCopyrightText: 2026 The doorbelld authors */
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * blk_load read|write DEPTH SECONDS SOCKET...: front-ends that give vhost-user-blk back-ends 4 KiB requests.
+ * blk_load read|write DEPTH ENTRIES SECONDS SOCKET...: front-ends that give vhost-user-blk back-ends 4 KiB requests.
  *
- * Each does what a guest's driver does, in a thread of its own: one split ring of 128 entries with indirect descriptors
- * and event indexes, DEPTH requests in flight at random places, and it sleeps in poll(2) for the call eventfd when there
+ * Each does what a guest's driver does, in a thread of its own: one split ring of ENTRIES with indirect descriptors and
+ * event indexes, DEPTH requests in flight at random places, and it sleeps in poll(2) for the call eventfd when there
  * is nothing to do. They begin together when all are set up. Each block of a disk must begin with its own number; that
  * is checked, and kept when writing. Prints one line of JSON: requests a second of all together, and what a request
  * takes, in microseconds.
@@ -41,7 +41,7 @@ enum { /* vhost-user requests and bits */
     F_VERSION_1 = 32,
 };
 
-enum { ENTRIES = 128, DEPTH_MAX = ENTRIES, BLOCK = 4096, MEMORY = 1 << 20, TABLES = 0x4000, HEADERS = 0x8000, DATA = 0x10000 };
+enum { ENTRIES_MAX = 32768, BLOCK = 4096, SLOT = 64 }; /* SLOT: bytes of an indirect table, and of header and status */
 
 struct message {
     uint32_t request, flags, size;
@@ -76,7 +76,8 @@ struct front_end {
     double samples[SAMPLES];
 };
 
-static unsigned depth;
+static unsigned depth, entries;
+static size_t tables, headers, blocks_at, size; /* guest addresses; the ring is at 0 */
 static int writing;
 static double seconds;
 static pthread_barrier_t ready;
@@ -135,9 +136,9 @@ static uint64_t set_up(const char *path)
     struct message message;
     uint64_t features, sectors;
     int fd = memfd_create("blk_load", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, MEMORY))
+    if (fd < 0 || ftruncate(fd, (off_t)size))
         fail("memfd");
-    memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     kick = eventfd(0, EFD_CLOEXEC);
     call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); /* as QEMU does */
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -145,7 +146,7 @@ static uint64_t set_up(const char *path)
         fail("set up");
     if (connect(sock, (struct sockaddr *)&address, sizeof address))
         fail(path);
-    vring_init(&ring, ENTRIES, memory, 64);
+    vring_init(&ring, entries, memory, 64);
 
     features = get(GET_FEATURES);
     features &= 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX | 1ull << F_PROTOCOL_FEATURES |
@@ -162,9 +163,9 @@ static uint64_t set_up(const char *path)
     ask(&message, -1, 1);
     memcpy(&sectors, message.body.config.bytes, sizeof sectors);
 
-    message = (struct message){.request = SET_MEM_TABLE, .size = 40, .body.memory = {1, 0, 0, MEMORY, (uintptr_t)memory, 0}};
+    message = (struct message){.request = SET_MEM_TABLE, .size = 40, .body.memory = {1, 0, 0, size, (uintptr_t)memory, 0}};
     ask(&message, fd, 0);
-    tell_state(SET_VRING_NUM, ENTRIES);
+    tell_state(SET_VRING_NUM, entries);
     tell_state(SET_VRING_BASE, 0);
     message = (struct message){
         .request = SET_VRING_ADDR,
@@ -180,14 +181,14 @@ static uint64_t set_up(const char *path)
     return sectors / (BLOCK / 512);
 }
 
-static struct virtio_blk_outhdr *header_of(unsigned slot) { return (void *)(memory + HEADERS + slot * 64); }
-static unsigned char *status_of(unsigned slot) { return memory + HEADERS + slot * 64 + sizeof(struct virtio_blk_outhdr); }
-static uint64_t *data_of(unsigned slot) { return (void *)(memory + DATA + slot * BLOCK); }
+static struct virtio_blk_outhdr *header_of(unsigned slot) { return (void *)(memory + headers + slot * SLOT); }
+static unsigned char *status_of(unsigned slot) { return memory + headers + slot * SLOT + sizeof(struct virtio_blk_outhdr); }
+static uint64_t *data_of(unsigned slot) { return (void *)(memory + blocks_at + slot * BLOCK); }
 
 /* Make all that stays the same from request to request. */
 static void prepare(unsigned slot)
 {
-    struct vring_desc *table = (void *)(memory + TABLES + slot * 64);
+    struct vring_desc *table = (void *)(memory + tables + slot * SLOT);
     uint16_t inward = writing ? 0 : VRING_DESC_F_WRITE;
     table[0] = (struct vring_desc){(unsigned char *)header_of(slot) - memory, sizeof(struct virtio_blk_outhdr),
                                    VRING_DESC_F_NEXT, 1};
@@ -202,13 +203,13 @@ static void submit(unsigned slot, uint64_t block)
     header_of(slot)->sector = block * (BLOCK / 512);
     *status_of(slot) = 0xff;
     *data_of(slot) = header_of(slot)->type == VIRTIO_BLK_T_OUT ? block : ~block;
-    ring.avail->ring[published++ % ENTRIES] = (uint16_t)slot;
+    ring.avail->ring[published++ & (entries - 1)] = (uint16_t)slot;
 }
 
 /* Let the back-end see what was submitted since *old*. */
 static void publish(uint16_t old)
 {
-    const uint16_t *event = (void *)&ring.used->ring[ENTRIES]; /* the back-end's: from which one on to kick */
+    const uint16_t *event = (void *)&ring.used->ring[entries]; /* the back-end's: from which one on to kick */
     uint64_t one = 1;
     __atomic_store_n(&ring.avail->idx, published, __ATOMIC_RELEASE);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -229,12 +230,14 @@ static void wait_for_call(void)
         fail("call");
 }
 
-static void *use(void *data)
+static void *use(void *argument)
 {
-    struct front_end *own = data;
+    struct front_end *own = argument;
     uint64_t blocks = set_up(own->path), seed = 88172645463325252ull + (uintptr_t)own;
-    double begun[DEPTH_MAX], until;
+    double *begun = calloc(depth, sizeof *begun), until;
     uint16_t old;
+    if (!begun)
+        fail("memory");
     for (unsigned slot = 0; slot < depth; slot++)
         prepare(slot);
     pthread_barrier_wait(&ready);
@@ -250,7 +253,7 @@ static void *use(void *data)
         old = published;
         own->end = now();
         while (!is_idle()) {
-            unsigned slot = ring.used->ring[last_used++ % ENTRIES].id;
+            unsigned slot = ring.used->ring[last_used++ & (entries - 1)].id;
             if (slot >= depth || *status_of(slot) || *data_of(slot) != header_of(slot)->sector / (BLOCK / 512)) {
                 fprintf(stderr, "%s: a request failed, or gave other data than it should\n", own->path);
                 exit(1);
@@ -267,27 +270,33 @@ static void *use(void *data)
         if (published != old)
             publish(old);
     }
+    free(begun);
     return NULL;
 }
 
 int main(int argc, char **argv)
 {
-    unsigned count = argc < 5 ? 0 : (unsigned)argc - 4;
+    unsigned count = argc < 6 ? 0 : (unsigned)argc - 5;
     struct front_end *all = calloc(count + !count, sizeof *all);
     double began = 0, end = 0, *samples;
     uint64_t done = 0;
     size_t taken = 0;
     depth = count ? (unsigned)atoi(argv[2]) : 0;
-    if (!depth || depth > DEPTH_MAX || !all) {
-        fprintf(stderr, "usage: blk_load read|write DEPTH(1..%d) SECONDS SOCKET...\n", DEPTH_MAX);
+    entries = count ? (unsigned)atoi(argv[3]) : 0;
+    if (!depth || depth > entries || entries > ENTRIES_MAX || entries & (entries - 1) || !all) {
+        fprintf(stderr, "usage: blk_load read|write DEPTH ENTRIES(a power of two up to %d) SECONDS SOCKET...\n", ENTRIES_MAX);
         return 2;
     }
+    tables = (vring_size(entries, 64) + BLOCK - 1) / BLOCK * BLOCK;
+    headers = tables + depth * SLOT;
+    blocks_at = (headers + depth * SLOT + BLOCK - 1) / BLOCK * BLOCK;
+    size = blocks_at + (size_t)depth * BLOCK;
     writing = !strcmp(argv[1], "write");
-    seconds = atof(argv[3]);
+    seconds = atof(argv[4]);
     if (pthread_barrier_init(&ready, NULL, count))
         fail("barrier");
     for (unsigned i = 0; i < count; i++) {
-        all[i].path = argv[4 + i];
+        all[i].path = argv[5 + i];
         if (pthread_create(&all[i].thread, NULL, use, &all[i]))
             fail("thread");
     }

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ from typing import Any
 import pytest
 from doorbelld.ring.driver import DriverQueue
 from doorbelld.vhost.frontend import BackendFailed, Frontend
+from doorbelld.wire.vhost_messages import VringState
+from doorbelld.wire.vhost_requests import FrontendRequest
 from support.daemon import DEADLINE, Daemon
 from support.needs import require
 
@@ -63,12 +66,9 @@ def ctl(daemon: Daemon) -> Ctl:
 
 @contextmanager
 def attached(daemon: Daemon, device: str = "loop", queues: int = 1) -> Iterator[tuple[Frontend, list[DriverQueue]]]:
-    """Be the front-end of a device, with queues that run: each was kicked once, for nothing."""
+    """Be the front-end of a device, with queues that run."""
     with Frontend.connect(str(daemon.socket(device)), timeout=DEADLINE) as frontend:
-        made = frontend.start(queues)
-        for queue in made:
-            os.eventfd_write(queue.kick_fd, 1)
-        yield frontend, made
+        yield frontend, frontend.start(queues)
 
 
 def state(ctl: Ctl, device: str) -> str:
@@ -168,8 +168,8 @@ def test_a_front_end_that_breaks_the_rules_is_told_of(ctl: Ctl, daemon: Daemon) 
     at_rest(ctl, "loop")
     why = ctl.json("devices", "--json")["loop"]["reason"]
     assert why
-    assert f"loop: its last front-end is gone: {why}" in ctl("devices")
-    assert f"Reason: its last front-end is gone: {why}" in ctl("status", "loop")
+    assert f"loop: front-end pid {os.getpid()} was disconnected: {why}" in ctl("devices")
+    assert f"Reason: front-end pid {os.getpid()} was disconnected: {why}" in ctl("status", "loop")
 
 
 # Steering
@@ -317,7 +317,7 @@ def test_qemu_arguments_of_devices_and_a_region(ctl: Ctl, daemon: Daemon) -> Non
     assert made == [
         *("-object", "memory-backend-memfd,id=vumem,size=2G,share=on", "-machine", "memory-backend=vumem"),
         *("-chardev", f"socket,path={daemon.socket('disk')},id=vudisk,reconnect=1"),
-        *("-device", "vhost-user-blk-pci,chardev=vudisk,num-queues=4"),
+        *("-device", "vhost-user-blk-pci,chardev=vudisk,num-queues=4,queue-size=1024"),
         *("-chardev", f"socket,path={daemon.socket('entropy')},id=vuentropy"),
         *("-device", "vhost-user-rng-pci,chardev=vuentropy"),
         *("-chardev", f"socket,path={daemon.socket('demo')},id=ivdemo"),
@@ -329,7 +329,8 @@ def test_qemu_arguments_of_devices_and_a_region(ctl: Ctl, daemon: Daemon) -> Non
     assert whole[0] == "qemu-system-x86_64"
     assert "-m" not in whole
     found = ctl.json("qemu-args", "loop", "--json")
-    assert found["arguments"][-1] == "vhost-user-test-device-pci,chardev=vuloop,virtio-id=63,num_vqs=3,config_size=16"
+    printed = "vhost-user-test-device-pci,chardev=vuloop,virtio-id=63,num_vqs=3,config_size=16,vq_size=1024"
+    assert found["arguments"][-1] == printed
     assert any("virtio_uml.device=" in note for note in found["notes"])
 
 
@@ -483,11 +484,62 @@ def test_doctor_finds_what_keeps_a_disk_from_working(short_path: Path) -> None:
         at_rest(ctl, "disk")
         level, words = found("devices")[0]
         assert (level, "share=on missing?" in words) == ("wrong", True)
+        with Frontend.connect(str(daemon.socket("disk")), timeout=DEADLINE) as frontend:
+            frontend.start()
+            eventually(lambda: found("devices") == [("ok", 'device "disk" is running')])
         image.unlink()
         assert found("images") == [("wrong", f'device "disk": its image {image}: No such file or directory')]
         daemon.socket("disk").unlink()
         (missing,) = found("sockets")
         assert (missing[0], "is not there, so no guest can connect" in missing[1]) == ("wrong", True)
+
+
+def test_doctor_names_queue_size_while_a_guest_hangs_because_of_it(short_path: Path) -> None:
+    """As QEMU does it: it is disconnected for its long ring, connects again, and does not try again."""
+    with Daemon(short_path, '[device.entropy]\ntype = "rng"\nqueue-size = 256\n') as daemon:
+        ctl, path = Ctl(daemon.bus), str(daemon.socket("entropy"))
+        with Frontend.connect(path, timeout=DEADLINE) as frontend:
+            frontend.negotiate()
+            frontend.send(FrontendRequest.SET_VRING_NUM, VringState(0, 1024))
+            with pytest.raises(BackendFailed):
+                frontend.answer()
+        with Frontend.connect(path, timeout=DEADLINE) as again:
+            again.negotiate()
+            done = ctl.run("doctor", "--json")
+            (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "devices")
+            assert (done.returncode, finding["level"]) == (1, "wrong")
+            assert "a ring of 1024 entries is longer than queue-size = 256 allows" in finding["found"]
+            assert "leave queue-size out" in finding["cure"]
+            assert "queue-size = 256 allows; set queue-size = 1024" in ctl("status", "entropy")
+            assert "Nothing is wrong" not in ctl.run("doctor").stdout.decode()
+        assert "SET_VRING_NUM: a ring of 1024 entries is longer than queue-size = 256 allows" in daemon.log
+
+
+def test_doctor_finds_an_ivshmem_client_at_the_socket_of_a_device(short_path: Path) -> None:
+    with Daemon(short_path, '[device.entropy]\ntype = "rng"\nsilence-timeout = "6s"\n') as daemon:
+        ctl, path = Ctl(daemon.bus), str(daemon.socket("entropy"))
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.connect(path)
+            eventually(lambda: "has said nothing" in ctl.json("devices", "--json")["entropy"]["fault"])
+            done = ctl.run("doctor", "--json")
+            (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "devices")
+            assert (done.returncode, finding["level"]) == (1, "wrong")
+            assert (
+                f"front-end pid {os.getpid()}: it has said nothing since it connected; is it an ivshmem device"
+                in (finding["found"])
+            )
+            assert "front-end says nothing" in daemon.log
+
+            def gets_it() -> bool:
+                try:
+                    with Frontend.connect(path, timeout=DEADLINE) as other:
+                        other.start()
+                        return len(other.request(other.queues[0], room=16)) == 16
+                except (BackendFailed, OSError):
+                    return False
+
+            eventually(gets_it)
+        assert "doorbellctl" in finding["cure"]
 
 
 # Completion

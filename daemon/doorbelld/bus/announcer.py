@@ -34,6 +34,7 @@ from ..host.events import (
     DeviceChanged,
     DeviceEvent,
     DeviceRemoved,
+    FaultChanged,
     FrontendAttached,
     FrontendDetached,
     HostEvent,
@@ -55,7 +56,7 @@ from .tree import Tree, device_paths
 
 TURN_SECONDS = 0.002
 
-_STATE = ("State", "Reason")
+_STATE = ("State", "Reason", "Fault")
 _FRONTEND = ("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendUnit", "FrontendSince")
 _NEGOTIATED = (
     "AckedFeatures",
@@ -239,6 +240,7 @@ class Announcer:
                 StateChanged()
                 | FrontendAttached()
                 | FrontendDetached()
+                | FaultChanged()
                 | Negotiated()
                 | ConfigChanged()
                 | DeviceChanged()
@@ -248,7 +250,7 @@ class Announcer:
     def _announce_device(self, event: DeviceEvent) -> None:
         path = paths.device(event.device.name)
         match event:
-            case StateChanged():
+            case StateChanged() | FaultChanged():
                 self._change(path, _STATE)
             case FrontendAttached(who=who):
                 self._router.signal(path, DEVICE, "FrontendAttached", "u", [who.pid])

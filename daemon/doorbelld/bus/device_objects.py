@@ -91,6 +91,11 @@ class DeviceView(View, interface=DEVICE):
         """Why the last front-end went."""
         return text(self._device.reason)
 
+    @prop("Fault")
+    def fault(self) -> str:
+        """What keeps front-ends from using it."""
+        return text(self._device.fault)
+
     @prop("FrontendPid")
     def frontend_pid(self) -> int:
         """Its process."""

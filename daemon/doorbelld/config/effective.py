@@ -84,6 +84,7 @@ def _device_defaults(name: str, config: Config) -> dict[str, Any]:
         **{key: common[key.replace("-", "_")] for key in keys_of(DeviceSpec)},
         "socket": default_socket(config.daemon.runtime_directory, name),
         "mode": f"{common['mode']:04o}",
+        "silence-timeout": f"{common['silence_timeout']:g}s",
         "queues": spec.kind.queues,
         "queue-size": spec.kind.queue_size,
         "peer": [],

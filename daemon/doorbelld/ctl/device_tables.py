@@ -64,6 +64,8 @@ def _row(name: str, device: Mapping[str, Any], sums: Mapping[str, int]) -> list[
 
 def reason(device: Mapping[str, Any]) -> str:
     """Say why a device is as it is; empty if there is nothing to say."""
+    if (fault := device.get("fault")) and device["state"] != "broken":
+        return str(fault)
     if not device["reason"]:
         return ""
     if device["state"] == "broken":
@@ -120,8 +122,8 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not device["connect"]:
         yield "Access", tables.access(device)
     yield "State", device["state"]
-    if device["reason"]:
-        yield "Reason", reason(device)
+    if words := reason(device):
+        yield "Reason", words
     if (who := device["front-end"]) is not None:
         vm, unit = (f", {word} {who[key]}" if who[key] else "" for word, key in (("VM", "vm"), ("unit", "unit")))
         since = tables.when(who["since"])

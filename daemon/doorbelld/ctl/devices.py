@@ -57,10 +57,10 @@ def devices(session: Session, device: str) -> None:
 def queues(session: Session, device: str) -> None:
     r"""List the queues of a device.
 
-    A queue is served if it is enabled (by the front-end) and started (by the first kick). AVAILABLE and USED are the
-    ring's two indices, which run from 0 to 65535 and begin anew: the requests that the driver has made available so
-    far, and those that it got back. A queue where AVAILABLE is ahead and nothing is in flight has lost a kick, or the
-    front-end has disabled it. KICKS came from the driver, CALLS interrupted it.
+    A queue is served once the front-end has enabled and started it. AVAILABLE and USED are the ring's two indices,
+    which run from 0 to 65535 and begin anew: the requests that the driver has made available so far, and those that it
+    got back. A queue where AVAILABLE is ahead and nothing is in flight has lost a kick, or the front-end has disabled
+    it. KICKS came from the driver, CALLS interrupted it.
 
     \b
     Examples:

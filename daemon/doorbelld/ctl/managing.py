@@ -126,6 +126,7 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
       connect=true                 the front-end listens at socket, the daemon connects
       queues, queue-size           how many, and how many entries each, at most
       poll-us                      look for requests for so long before sleeping
+      silence-timeout              how long a front-end that says nothing keeps others away
 
     \b
     A blk has:

@@ -26,9 +26,7 @@ MEMORY = 1 << 30
 _MEMORY_ID = "vumem"
 _RECONNECT_SECONDS = 1
 _QUEUE_SIZE_MAX = 1024
-"""Entries of a queue in QEMU, at most (VIRTQUEUE_MAX_SIZE)."""
-_QUEUE_SIZE_BLK = 128
-"""Entries that QEMU gives the queues of a disk unless it is told."""
+"""Entries of a queue in QEMU, at most (VIRTQUEUE_MAX_SIZE). QEMU 10.0 gives every queue so many."""
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 Write = Callable[[str, str, Mapping[str, Any], int], Sequence[str]]
@@ -39,9 +37,7 @@ def _plain(driver: str, name: str, device: Mapping[str, Any], queues: int) -> Se
 
 
 def _blk(driver: str, name: str, device: Mapping[str, Any], queues: int) -> Sequence[str]:
-    size = min(device.get("queue-size") or _QUEUE_SIZE_BLK, _QUEUE_SIZE_MAX)
-    sized = f",queue-size={size}" * (size != _QUEUE_SIZE_BLK)
-    return ["-device", f"{driver},chardev={_id(name)},num-queues={queues}{sized}"]
+    return ["-device", f"{driver},chardev={_id(name)},num-queues={queues},queue-size={_queue_size(device)}"]
 
 
 def _net(driver: str, name: str, device: Mapping[str, Any], queues: int) -> Sequence[str]:
@@ -66,9 +62,12 @@ def _fs(driver: str, name: str, device: Mapping[str, Any], queues: int) -> Seque
 def _generic(driver: str, name: str, device: Mapping[str, Any], queues: int) -> Sequence[str]:
     space = len(bytes.fromhex(device["config-space"]))
     options = f"virtio-id={device['virtio-id']},num_vqs={queues},config_size={space}"
-    size = device.get("queue-size")
-    sized = f",vq_size={min(size, _QUEUE_SIZE_MAX)}" if size else ""
-    return ["-device", f"{driver},chardev={_id(name)},{options}{sized}"]
+    return ["-device", f"{driver},chardev={_id(name)},{options},vq_size={_queue_size(device)}"]
+
+
+def _queue_size(device: Mapping[str, Any]) -> int:
+    """Give the entries of a queue that both the device and QEMU can do."""
+    return min(int(device.get("queue-size", _QUEUE_SIZE_MAX)), _QUEUE_SIZE_MAX)
 
 
 def _pairs(queues: int) -> int:
@@ -145,16 +144,16 @@ def libvirt(name: str, device: Mapping[str, Any], queues: int | None = None) -> 
     """
     end = front_end_of(device["virtio-id"])
     count = _queues(name, device, end, queues)
-    shared = (
+    notes = [
         "the domain's memory has to be shared: <memoryBacking><source type='memfd'/><access mode='shared'/>"
         "</memoryBacking>, beside <devices>"
-    )
+    ]
     owner, group = device["owner"] or "the daemon's user", device["group"] or "the daemon's group"
     rights = (
         "libvirt neither starts the daemon nor labels the socket: QEMU's user must be allowed to connect to it, and it "
         f"is of {owner} and {group}, mode {device['mode']}; owner, group and mode of the device change that"
     )
-    notes = [shared] if device["connect"] else [shared, rights]
+    notes += [rights] * (not device["connect"])
     match device["virtio-id"]:
         case 2:
             if device["connect"]:
@@ -162,9 +161,10 @@ def libvirt(name: str, device: Mapping[str, Any], queues: int | None = None) -> 
                     f'device "{name}" connects to a front-end that listens, and libvirt can\'t have a disk do that; '
                     "make the device without connect"
                 )
-            return _disk(device, count), [*notes, "vda is an example: take a name that the domain does not have yet"]
+            vda = "vda is an example: take a name that the domain does not have yet"
+            return _disk(device, count), [*notes, vda, *_size_notes(device)]
         case 1:
-            return _interface(device, count), notes
+            return _interface(device, count), [*notes, *_size_notes(device)]
     made = qemu(name, device, queues)
     arguments = "\n".join(f"  <qemu:arg value={quoteattr(argument)}/>" for argument in made.arguments)
     xml = f'<qemu:commandline xmlns:qemu="{_QEMU_NAMESPACE}">\n{arguments}\n</qemu:commandline>'
@@ -182,7 +182,7 @@ def libvirt(name: str, device: Mapping[str, Any], queues: int | None = None) -> 
 def _disk(device: Mapping[str, Any], queues: int) -> str:
     return (
         "<disk type='vhostuser' device='disk'>\n"
-        f"  <driver name='qemu' type='raw' queues='{queues}'/>\n"
+        f"  <driver name='qemu' type='raw' queues='{queues}' queue_size='{_queue_size(device)}'/>\n"
         f"  <source type='unix' path={quoteattr(device['socket'])}>\n"
         f"    <reconnect enabled='yes' timeout='{_RECONNECT_SECONDS}'/>\n"
         "  </source>\n"
@@ -225,8 +225,18 @@ def _queues(name: str, device: Mapping[str, Any], end: FrontEnd, wanted: int | N
     return wanted
 
 
+def _size_notes(device: Mapping[str, Any]) -> list[str]:
+    size = _queue_size(device)
+    if size == _QUEUE_SIZE_MAX:
+        return []
+    return [
+        f"QEMU 10.0 gives each queue {_QUEUE_SIZE_MAX} entries whatever it is told, and this device refuses more than "
+        f"queue-size = {size}; such a guest hangs: leave queue-size out"
+    ]
+
+
 def _notes(name: str, device: Mapping[str, Any], end: FrontEnd) -> list[str]:
-    notes = []
+    notes = _size_notes(device)
     if device["connect"]:
         notes.append(f"QEMU listens at {device['socket']}, and doorbelld connects to it; QEMU waits for that")
     elif end.reconnects:

@@ -93,7 +93,6 @@ class Blk(Device):
     Options = BlkOptions
     queues_max = QUEUES_MAX
     queues = 16
-    queue_size = 256
     feature_names: ClassVar[Mapping[int, str]] = {
         VIRTIO_BLK_F_SEG_MAX: "VIRTIO_BLK_F_SEG_MAX",
         VIRTIO_BLK_F_RO: "VIRTIO_BLK_F_RO",

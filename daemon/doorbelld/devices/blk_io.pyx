@@ -13,8 +13,8 @@ says that it would have to wait (EAGAIN), or that it can't tell (EOPNOTSUPP, ext
 *deferred*. A file in memory (tmpfs) has no such flag and needs none.
 
 *Deferred* requests become jobs (jobs.h), which io_uring does, or a few threads where io_uring is not to be had (aio.h).
-What the slots in `requests` hold is indexed by head, since a head is in flight at most once. A request may take several jobs:
-short reads and writes are continued, ranges to discard come one after the other, and direct I/O that guest memory is not
+Each holds a slot in `requests`, of which there are as many as the ring has entries, but no more than `DEFERRED_MAX`: when all are
+in use the rest of the ring waits. A request may take several jobs: short reads and writes are continued, ranges to discard come one after the other, and direct I/O that guest memory is not
 aligned for goes through a bounce buffer by the piece. It is pushed when it is done, in whatever order that happens.
 
 A sweep (`serve`) pops what is there, takes the jobs that are done, and publishes. New jobs are submitted by the handful,
@@ -29,8 +29,10 @@ says 0 if there was data to come before the status byte.
 Invariants
 ----------
 1. ``disk.fd`` stays open as long as a DiskQueue lives, and a worker that may use one holds it.
-2. A slot in ``requests`` is in use exactly from `defer` until `finish` of the same head; its job is under way all that time.
-3. ``deferred`` counts those; while it is 0 nothing but `serve` touches guest memory.
+2. A slot in ``requests`` is in use exactly from `defer` until `finish`; its job is under way all that time. Slots that are not are
+   in the list ``idle``, or were never used: those from ``touched`` on.
+3. ``deferred`` counts those in use; while it is 0 nothing but `serve` touches guest memory.
+4. A chain is popped only while there is a slot for it.
 """
 
 import os
@@ -41,7 +43,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from doorbelld.ring.loop cimport PROCESS_DONE, PROCESS_MORE
+from doorbelld.ring.loop cimport PROCESS_DONE, PROCESS_MORE, PROCESS_WAIT
 from doorbelld.ring.memory cimport iovec
 from doorbelld.ring.queue cimport POP_FAULT, VirtQueue, chain_free, chain_t
 from doorbelld.ring.worker cimport Worker
@@ -105,6 +107,7 @@ cdef enum:  # VIRTIO 1.2, 5.2.6
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1
 
 cdef enum:
+    DEFERRED_MAX = 1024  # requests of a queue
     BUDGET = 64  # requests in a sweep
     HALF = 32  # requests after which a sweep publishes, unless more sweeps follow
     HALF_BYTES = 256 * 1024  # bytes after which any does
@@ -159,6 +162,7 @@ cdef struct request_t:
     uint32_t segments_count
     uint32_t segment  # the current one
     int by
+    request_t *next  # in the list of idle ones
 
 
 def uring_permitted():
@@ -177,8 +181,10 @@ cdef class DiskQueue:
     cdef readonly VirtQueue queue
     cdef disk_t *state
     cdef chain_t chain  # the one that was popped last, unless it was deferred
-    cdef request_t *requests  # by head
+    cdef request_t *requests
+    cdef request_t *idle
     cdef uint32_t slots
+    cdef uint32_t touched
     cdef uint32_t deferred
     cdef uint64_t copied  # bytes since the last time that something was published
     cdef uint64_t inline_count
@@ -189,7 +195,7 @@ cdef class DiskQueue:
         aio_init(&self.backend)
 
     def __init__(self, Disk disk not None, VirtQueue queue not None, *, bint threads=False):
-        """Serve *queue* from *disk*; *threads* do what would have to wait, or else io_uring.
+        """Serve *queue*, which runs, from *disk*; *threads* do what would have to wait, or else io_uring.
 
         Raises:
             OSError: io_uring is not permitted, or there is no memory or no descriptor left.
@@ -197,8 +203,8 @@ cdef class DiskQueue:
         self.disk = disk
         self.queue = queue
         self.state = &disk.state
-        self.slots = queue.max_size
-        # SAFETY: freed with the object; heads are below max_size.
+        self.slots = min(queue.num, <uint32_t>DEFERRED_MAX)
+        # SAFETY: freed with the object.
         self.requests = <request_t *>calloc(self.slots, sizeof(request_t))
         if self.requests == NULL:
             raise MemoryError
@@ -208,10 +214,9 @@ cdef class DiskQueue:
 
     def __dealloc__(self):
         cdef uint32_t i
-        # SAFETY: no worker holds us, so nothing is in flight (invariants 1 and 2).
-        if self.requests != NULL:
-            for i in range(self.slots):
-                chain_free(&self.requests[i].chain)
+        # SAFETY: no worker holds us, so nothing is in flight (invariants 1 and 2); touched <= slots.
+        for i in range(self.touched):
+            chain_free(&self.requests[i].chain)
         free(self.requests)
         chain_free(&self.chain)
         with nogil:  # threads may end slowly
@@ -246,6 +251,9 @@ cdef class DiskQueue:
         cdef int got
         cdef int said = PROCESS_MORE
         for number in range(BUDGET):
+            if not self.has_room():
+                said = PROCESS_WAIT
+                break
             got = self.queue.pop_chain(&self.chain)
             if got <= 0:
                 said = PROCESS_DONE
@@ -258,7 +266,13 @@ cdef class DiskQueue:
             if self.backend.fresh >= HANDFUL:
                 aio_submit(&self.backend)
         self.settle()
+        if said == PROCESS_WAIT and self.has_room():  # what is done by now is announced by nobody
+            said = PROCESS_MORE
         return said
+
+    cdef inline bint has_room(self) noexcept nogil:
+        """Tell whether one more request can be deferred."""
+        return self.idle != NULL or self.touched < self.slots
 
     cdef void publish(self) noexcept nogil:
         """Let the driver see what was given back."""
@@ -439,10 +453,16 @@ cdef class DiskQueue:
 
     cdef request_t *defer(self, uint32_t kind, uint8_t *status, uint64_t written, uint64_t unwritten) noexcept nogil:
         """Move the chain that was popped last to its slot."""
-        cdef request_t *request = &self.requests[self.chain.head]
-        cdef chain_t spare = request.chain
-        # SAFETY: a head is below max_size, and its slot is free, since it is not in flight. The array of pieces moves along
-        # with the chain; the slot's own becomes the next one to pop into.
+        cdef request_t *request = self.idle
+        cdef chain_t spare
+        # SAFETY: there is a slot (invariant 4): an idle one, or else touched < slots. The array of pieces moves along with
+        # the chain; the slot's own becomes the next one to pop into.
+        if request != NULL:
+            self.idle = request.next
+        else:
+            request = &self.requests[self.touched]
+            self.touched += 1
+        spare = request.chain
         memset(request, 0, sizeof(request_t))
         request.chain = self.chain
         self.chain = spare
@@ -574,6 +594,8 @@ cdef class DiskQueue:
             &request.chain, request.status, status,
             request.written if status == VIRTIO_BLK_S_OK else request.unwritten,
         )
+        request.next = self.idle
+        self.idle = request
 
     cdef void end(self, const chain_t *chain, uint8_t *status, uint8_t value, uint64_t written) noexcept nogil:
         """Write the status byte and push."""

@@ -61,6 +61,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
         "virtio-id": device.virtio_id,
         "state": device.state.value,
         "reason": device.reason,
+        "fault": device.fault,
         "front-end": who
         and {
             "pid": who.pid,

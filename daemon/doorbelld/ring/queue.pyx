@@ -93,10 +93,6 @@ cdef class VirtQueue:
         self.told = ""
         # SAFETY: memory.state lives as long as memory, which is held here.
         self.ring.memory = &memory.state
-        self.ring.taken = <uint8_t *>calloc(max_size, sizeof(uint8_t))
-        self.ring.heads = <uint16_t *>calloc(max_size, sizeof(uint16_t))
-        if self.ring.taken == NULL or self.ring.heads == NULL:
-            raise MemoryError
         self.ring.call_fd = os.eventfd(0)
 
     def __cinit__(self):
@@ -104,7 +100,7 @@ cdef class VirtQueue:
         self.ring.call_fd = -1
 
     def __dealloc__(self):
-        # SAFETY: both are NULL or what calloc gave; a worker holds a reference to the queues it serves.
+        # SAFETY: both are NULL or what calloc gave (set_num); a worker holds a reference to the queues it serves.
         free(self.ring.taken)
         free(self.ring.heads)
         for fd in (self.kick, self.ring.call_fd):
@@ -217,13 +213,30 @@ cdef class VirtQueue:
     def set_num(self, num):
         """Set the number of entries (VHOST_USER_SET_VRING_NUM).
 
+        Memory for the ring's state is allocated here, by its size: ``max_size`` itself costs nothing.
+
         Raises:
             QueueError: it is no power of two up to ``max_size``, or the queue runs.
+            MemoryError: there is no memory left; nothing changed.
         """
+        cdef uint8_t *taken
+        cdef uint16_t *heads
         self._check_stopped("its size")
         if not _is_size(num, self.max_size):
             raise QueueError(f"queue {self.index}: a ring of {num} entries can't be; "
                              f"it must be a power of two up to {self.max_size}")
+        if num != self.ring.num:
+            # SAFETY: the queue is stopped, so nothing looks at the old arrays; both new ones have num elements.
+            taken = <uint8_t *>calloc(num, sizeof(uint8_t))
+            heads = <uint16_t *>calloc(num, sizeof(uint16_t))
+            if taken == NULL or heads == NULL:
+                free(taken)
+                free(heads)
+                raise MemoryError
+            free(self.ring.taken)
+            free(self.ring.heads)
+            self.ring.taken = taken
+            self.ring.heads = heads
         self.ring.num = num
         self.ring.generation = 0
 

@@ -27,6 +27,7 @@ from ..host.events import (
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
+    FrontendSilent,
     HostEvent,
     MemoryCleared,
     Negotiated,
@@ -123,6 +124,9 @@ class Chronicle:
                 self._limited(log.info, f"{device}: detaches", text, device=device, pid=who.pid, reason=reason)
             case FrontendRefused(reason=reason):
                 self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
+            case FrontendSilent(who=who, reason=reason):
+                text = "front-end says nothing"
+                self._limited(log.warning, f"{device}: silences", text, device=device, pid=who.pid, reason=reason)
             case RequestRefused(request=request, reason=reason):
                 text = "request of a front-end refused"
                 key = f"{device}: requests"

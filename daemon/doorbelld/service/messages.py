@@ -58,6 +58,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "front-end detached": "2e9d68e5465341e881ca0651bed84328",
     "front-end broke the device": "c23d47f34b68421cb833d61cb3e64aa2",
     "front-end refused": "5500e7decd0b4cafa8a4b754129ebc3d",
+    "front-end says nothing": "3562061cde6b49199790c60aa38c2504",
     "request of a front-end refused": "342aba6fce44493abd52226bccafb237",
     "device tells its front-end of a change": "73792abfbfdb4ccba456ee18fc3deb10",
     # Clients

@@ -167,6 +167,12 @@ def _common_options(kind: type[Device]) -> list[click.Option]:
             help="Look at an idle queue for so many microseconds before sleeping: faster answers, for the price of a "
             "busy CPU. Default: 0.",
         ),
+        click.Option(
+            ["--silence-timeout"],
+            metavar="TIME",
+            help="Let another front-end have the device once the one that is connected has said nothing for so long; "
+            "or never. Default: 30s.",
+        ),
         click.Option(["--owner"], metavar="USER", help="Give the socket to this user."),
         click.Option(["--group"], metavar="GROUP", help="Give the socket to this group."),
         click.Option(["--mode"], metavar="MODE", help="Who may connect to the socket, in octal. Default: 0660."),

@@ -18,10 +18,13 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import math
 import os
+import re
 import signal
 import stat
 import tempfile
+from fractions import Fraction
 
 import click
 import structlog
@@ -50,6 +53,9 @@ DEFAULT_PID_FILE = "/var/run/ivshmem-server.pid"
 DEFAULT_SHM = "ivshmem"
 DEFAULT_SIZE = "4M"
 HUGE_PAGE_MAX = 1 << 30
+_HEX = re.compile(r"\s*\+?0x[0-9a-f]+", re.I | re.A)
+_DECIMAL = re.compile(r"\s*\+?(\d+\.?\d*|\.\d+)([BKMGTPE]?)", re.I | re.A)
+_UNITS = {unit: 1 << 10 * power for power, unit in enumerate("BKMGTPE")} | {"": 1}
 ORDINARY = ("it closed its connection", "the server stops")
 """Ends of connections that are told with ``-v`` only."""
 
@@ -83,10 +89,28 @@ _EXAMPLES = """\
 """
 
 
+def parse_size(value: str) -> int:
+    """Read a size as ivshmem-server does (QEMU: qemu_strtosz()), or as the configuration does.
+
+    That is a hexadecimal number of bytes, or a decimal number, with a fraction if a unit other than B follows.
+
+    Raises:
+        ValueError: the text names the cause and the cure.
+    """
+    if _HEX.fullmatch(value):
+        return read_size(int(value, 16))
+    if match := _DECIMAL.fullmatch(value):
+        unit = _UNITS[match[2].upper()]
+        number = Fraction(match[1]) * unit
+        if unit > 1 or number.denominator == 1:
+            return read_size(math.floor(number + Fraction(1, 2)))
+    return read_size(value)
+
+
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """Read a size as ivshmem-server does."""
+    """Read the value of ``-l``."""
     try:
-        return read_size(value)
+        return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -333,7 +357,7 @@ program = _Server(
             default=DEFAULT_SIZE,
             show_default=True,
             metavar="SIZE",
-            help="Share so many bytes; K, M and G can follow. It is rounded up to a power of two.",
+            help="Share so many bytes: 4194304, 4M, 0.5G or 0x400000, say. It is rounded up to a power of two.",
         ),
         click.Option(
             ["-n", "--vectors"],

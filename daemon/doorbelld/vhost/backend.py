@@ -11,7 +11,8 @@ the socket is closed: a front-end that comes back takes that as the sign that no
 the next one is served.
 
 Who connects while a front-end is there is turned away; unless that one is gone already, and only its clearing away
-takes time: then it waits, and is served next.
+takes time: then it waits, and is served next. A front-end that has said nothing at all for some seconds is told of, and
+after ``silence-timeout`` it is disconnected as soon as another one connects.
 
 What happens is told by events, through *emit*. Nothing here logs, and nothing here knows D-Bus.
 
@@ -20,6 +21,8 @@ Invariants
 1. ``session`` is set exactly while a front-end has the device.
 2. No error that a front-end can cause leaves this module as an exception.
 3. Each reason is told once, by `FrontendDetached`, and stays in ``reason`` until the next front-end comes.
+4. What kept a front-end from using the device stays in ``fault`` until a queue runs: a front-end that fails, connects
+   again and fails again leaves the device at no moment without an explanation.
 """
 
 from __future__ import annotations
@@ -48,9 +51,11 @@ from .events import (
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
+    FaultChanged,
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
+    FrontendSilent,
     Negotiated,
     QueueChanged,
     RequestRefused,
@@ -60,6 +65,7 @@ from .events import (
 from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
 from .queuestate import QueueState, look
 from .session import Session
+from .silence import Silence
 from .spec import DeviceSpec
 
 GRACE = 0.5
@@ -112,6 +118,8 @@ class Backend:
         self._closer: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._grace: asyncio.TimerHandle | None = None
+        self._silence = Silence(loop, self._heard_silence)
+        self._fault = ""
         self._retry = _RETRY_MIN
         self._said = ""
         self._engine = Engine(device, loop, spec.name, spec.poll_us, self._broke)
@@ -228,6 +236,13 @@ class Backend:
         self._emit(DeviceChanged(self))
 
     # What can be asked of it
+
+    @property
+    def fault(self) -> str:
+        """What keeps front-ends from using the device, a sentence for people; empty once a queue runs."""
+        if self._silence.lasts and self.who is not None:
+            return f"front-end pid {self.who.pid}: {self._silence_in_words()}"
+        return self._fault
 
     @property
     def name(self) -> str:
@@ -370,19 +385,44 @@ class Backend:
     def _arrive(self, sock: socket.socket) -> None:
         if self._sock is None:
             self._begin(sock)
-        elif (self._ending or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
+            return
+        silent, timeout = self._silence.seconds, self.spec.silence_timeout
+        overdue = timeout and silent is not None and silent >= timeout
+        if (self._ending or overdue or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
             if self._next is not None:
                 self._next.close()
             self._next = sock
-        else:
-            sock.close()
-            holder = f"pid {self.who.pid}" if self.who is not None else "another"
-            self._emit(FrontendRefused(self, f"front-end {holder} has the device, and it serves one at a time"))
+            if overdue:
+                self._fail(f"it said nothing for {timeout:g} s, and another one came (silence-timeout)", broken=False)
+            return
+        holder = f"pid {self.who.pid}" if self.who is not None else "another"
+        why = f"front-end {holder} has the device, and it serves one at a time"
+        if silent is not None:
+            why += "; it has said nothing yet, and silence-timeout of the device is how long it may"
+        self._turn_away(why, sock)
 
-    def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool) -> None:
+    def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool = False) -> None:
+        """Refuse a front-end that connected."""
         if sock is not None:
             sock.close()
+        self._blame(f"a front-end was refused: {reason}")
         self._emit(FrontendRefused(self, reason))
+
+    def _blame(self, fault: str) -> None:
+        """Remember *fault* unless the device works."""
+        if self.state is not State.RUNNING and fault != self._fault:
+            self._fault = fault
+            self._emit(FaultChanged(self))
+
+    def _heard_silence(self) -> None:
+        if self._silence.lasts and self.who is not None:
+            self._emit(FrontendSilent(self, self.who, self._silence_in_words()))
+        self._emit(FaultChanged(self))
+
+    def _silence_in_words(self) -> str:
+        there = f"a front-end that listens at {self.spec.socket}"
+        what = there if self.spec.connect else "an ivshmem device, or a chardev that no device uses"
+        return f"it has said nothing since it connected; is it {what}?"
 
     def _begin(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -415,13 +455,16 @@ class Backend:
             admit(self.name, self.spec.peer, self.who)
         except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
             self._sock, self.who = None, None
-            sock.close()
-            gone = f"it went away while being greeted: {error.strerror}" if isinstance(error, OSError) else str(error)
-            self._emit(FrontendRefused(self, gone))
+            if isinstance(error, AccessDenied):
+                self._turn_away(str(error), sock)
+            else:
+                sock.close()
+                self._emit(FrontendRefused(self, f"it went away while being greeted: {error.strerror}"))
             self._serve_next("")
             return
         self.session = session = Session(self._engine, self._loop, self)
-        self._talk = talk = Conversation(self._loop, sock, session)
+        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
+        self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
         if self._closing:
             talk.fail("the device is removed", broken=False)
@@ -432,6 +475,7 @@ class Backend:
 
     async def _end(self, session: Session, talk: Conversation, reason: str, broken: bool) -> None:
         self._ending = True
+        self._silence.end()
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
@@ -444,12 +488,14 @@ class Backend:
         except Exception as error:
             self.reason = f"{reason}; and then {type(error).__name__}: {error}"
         self.session = self._talk = None
+        assert self.who is not None
+        if broken:
+            self._blame(f"front-end pid {self.who.pid} was disconnected: {self.reason}")
         if talk.fruitful:
             self._retry = _RETRY_MIN
         talk.close()  # last: the front-end's sign that its memory is its own again
         who, self.who, self.since = self.who, None, 0
         self._sock, self._ending = None, False
-        assert who is not None
         self._emit(FrontendDetached(self, who, self.reason, broken))
         self._serve_next(self.reason)
 
@@ -472,6 +518,8 @@ class Backend:
 
     def _enter(self, state: State, reason: str) -> None:
         old, self.state = self.state, state
+        if state is State.RUNNING:
+            self._fault = ""
         if old is not state:
             self._emit(StateChanged(self, old, state, reason))
 
@@ -512,16 +560,13 @@ class Backend:
 
     # What the session tells
 
-    def kicked(self, index: int) -> None:
-        """Have the session start a ring (see `session.Watcher`)."""
-        self._job(lambda session: session.kicked(index))
-
     def failed(self, reason: str) -> None:
         """End the connection."""
         self._fail(reason, broken=True)
 
     def refused(self, request: str, reason: str) -> None:
         """Tell that a request was refused."""
+        self._blame(f"a request of its front-end was refused: {request}: {reason}")
         self._emit(RequestRefused(self, request, reason))
 
     def queue_changed(self, index: int) -> None:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The main channel while a front-end is served: messages, and what has to be done between them, one after the other.
 
-What needs the session but is no message (a first kick, a reset that somebody asked for) is put down as a job, and done
-before the next message. Whatever ends the conversation is put down too, by `Conversation.fail`, from anywhere on the
-event loop; it is found before the next message, and wherever the front-end is waited for.
+What needs the session but is no message (a reset that somebody asked for) is put down as a job, and done before the
+next message. Whatever ends the conversation is put down too, by `Conversation.fail`, from anywhere on the event loop;
+it is found before the next message, and wherever the front-end is waited for.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ class _Gone(Exception):
 
 
 class Conversation:
-    """One front-end, behind *sock*, which is taken over, and *session*."""
+    """One front-end, behind *sock*, which is taken over, and *session*; *spoke* is called at its first message."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, spoke: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._session = session
@@ -42,6 +44,7 @@ class Conversation:
         self._news = asyncio.Event()
         self._jobs: deque[Job] = deque()
         self._failure: tuple[str, bool] | None = None
+        self._spoke = spoke
         self.fruitful = False
         """Whether a message was handled."""
 
@@ -97,7 +100,9 @@ class Conversation:
                 answer = await self._session.handle(message)
                 if answer is not None:
                     await self._answer(answer)
-                self.fruitful = True
+                if not self.fruitful:
+                    self.fruitful = True
+                    self._spoke()
                 await self._catch_up()
 
     async def _catch_up(self) -> None:

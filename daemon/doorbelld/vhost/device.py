@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 QUEUES_MAX = 256
 """Queues of a device, at most: their index has eight bits in vhost-user."""
+QUEUE_SIZE_MAX = 32768
+"""Entries of a queue, at most (VIRTIO 1.2, 2.6)."""
 _BATCH = 64
 """Requests that a Python device serves before the driver is told, and others have their turn."""
 
@@ -55,8 +57,10 @@ class Device:
     """How many worker threads share its queues."""
     queues: int = 1
     """How many it has, unless the configuration says so."""
-    queue_size: int = 1024
-    """How many entries a queue may have at most, unless the configuration says so; a power of two."""
+    queue_size: int = QUEUE_SIZE_MAX
+    """How many entries a queue may have at most, unless the configuration says so; a power of two.
+
+    Nothing is allocated before a front-end sets the size of a ring, and then by that size."""
     feature_names: ClassVar[Mapping[int, str]] = {}
     """What the specification calls the feature bits of this type, by the number of the bit."""
     features: int = 0
@@ -100,16 +104,19 @@ class Device:
 
     def _serve(self, queue: VirtQueue) -> None:
         """Serve what waits, up to a batch; the worker comes again if there is more."""
+        served = False
         try:
             for _ in range(_BATCH):
                 if (chain := queue.pop()) is None:
                     return
+                served = True
                 if chain.fault:
                     queue.push(chain, 0)
                 else:
                     self.handle(queue, chain)
         finally:
-            queue.notify()
+            if served:
+                queue.notify()
 
     # Configuration space
 

@@ -70,11 +70,24 @@ class FrontendRefused(DeviceEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class FrontendSilent(DeviceEvent):
+    """The front-end *who* connected some seconds ago and has said nothing since, which *reason* puts in words."""
+
+    who: Credentials
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRefused(DeviceEvent):
     """The front-end asked for what it can't have, and was told so; the connection goes on."""
 
     request: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FaultChanged(DeviceEvent):
+    """What keeps front-ends from using *device* (`Backend.fault`) is another; that it works is told by its state."""
 
 
 @dataclass(frozen=True, slots=True)

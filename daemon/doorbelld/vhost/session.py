@@ -11,10 +11,10 @@ log, postcopy and the IOTLB have their places there.
 A request that can't be granted is `Refused`: with a non-zero acknowledgement if the front-end asked for one, else by
 the end of the connection, because a front-end that is not told would go on in a belief that does not hold.
 
-A ring is *enabled* or not, and *started* or not; both are off at first. It starts when its kick descriptor is readable
-for the first time (which the session watches), when a kick comes in band, or at once if there is no such descriptor.
-From then on a worker serves it while it is enabled. Kicks that start a ring are handled between messages, in the
-order in which they came: see `Session.kicked`.
+A ring is *enabled* or not, and *started* or not; both are off at first. It starts at SET_VRING_KICK, with a descriptor
+or without, or at a VRING_KICK in band; if it has no addresses yet, then at SET_VRING_ADDR. GET_VRING_BASE stops it.
+While it is started and enabled a worker serves it, and looks at once at what is available: no front-end need kick for
+what it put there before.
 
 Invariants
 ----------
@@ -55,7 +55,7 @@ from ..wire.vhost_messages import (
 )
 from ..wire.vhost_requests import Answer, FrontendRequest, Request
 from .channel import BackChannel, Reactor
-from .device import config_space
+from .device import QUEUE_SIZE_MAX, config_space
 from .engine import Engine
 from .features import offered_features, offered_protocol_features
 from .vring import Refused, Ring, check_signal, own_eventfd
@@ -72,9 +72,6 @@ class SessionEnded(DoorbellError):
 
 class Watcher(Protocol):
     """What a session tells its owner; none of it may call the session back at once."""
-
-    def kicked(self, index: int) -> None:
-        """Ring *index* was kicked for the first time: call `Session.kicked` when no message is being handled."""
 
     def failed(self, reason: str) -> None:
         """The connection must end, for *reason*."""
@@ -219,6 +216,11 @@ class Session:
 
     async def _set_vring_num(self, payload: VringState, message: Message) -> None:
         ring = self._ring(payload.index)
+        if (most := ring.queue.max_size) < payload.num <= QUEUE_SIZE_MAX:
+            raise Refused(
+                f"a ring of {payload.num} entries is longer than queue-size = {most} allows; "
+                f"set queue-size = {payload.num} for this device, or leave queue-size out"
+            )
         async with self._engine.still():
             ring.queue.set_num(payload.num)
         self._watcher.queue_changed(payload.index)
@@ -246,25 +248,15 @@ class Session:
     async def _set_vring_kick(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
         check_signal(message)
-        self._forget_kick(ring)
-        if message.fd is not None:
-            ring.kick = Fd(message.fd.steal())
-        elif self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
-            ring.kick, ring.inband = own_eventfd(), True
-        if ring.queue.running:  # only the descriptor changes
-            async with self._engine.still():
-                self._engine.detach(payload.index)
-                try:
-                    self._give_kick(ring)
-                finally:
-                    if ring.enabled:
-                        self._attach(payload.index)
-        elif ring.kick is None:
+        async with self._engine.still():
+            self._engine.detach(payload.index)
+            try:
+                self._set_kick(ring, message.fd)
+            finally:
+                if ring.queue.running and ring.enabled:
+                    self._attach(payload.index)
             ring.due = True
-            await self.kicked(payload.index)
-        elif not ring.inband:
-            self._reactor.add_reader(ring.kick.fileno(), self._first_kick, payload.index)
-            ring.watching = True
+            self._start(payload.index)
 
     async def _set_vring_call(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
@@ -296,48 +288,32 @@ class Session:
         if not self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
             raise Refused("INBAND_NOTIFICATIONS was not negotiated")
         if not ring.queue.running:
-            ring.due = True
-            await self.kicked(payload.index)
-        elif ring.inband and ring.kick is not None:
+            async with self._engine.still():
+                ring.due = True
+                self._start(payload.index)
+        elif ring.kick is not None:
             os.eventfd_write(ring.kick.fileno(), 1)
         else:
             self._engine.rouse(payload.index)
 
-    def _first_kick(self, index: int) -> None:
-        """Note that the kick descriptor is readable; the worker will find it so."""
-        ring = self.rings[index]
-        assert ring.kick is not None
-        self._reactor.remove_reader(ring.kick.fileno())
-        ring.watching = False
-        ring.due = True
-        self._watcher.kicked(index)
-
-    async def kicked(self, index: int) -> None:
-        """Start ring *index* if that is still due, or have it start as soon as it is placed.
-
-        Raises:
-            SessionEnded: it can't run.
-        """
-        try:
-            async with self._engine.still():
-                self._start(index)
-        except QueueError as error:
-            raise SessionEnded(str(error)) from error
-
     # While workers are still
 
     def _start(self, index: int) -> None:
+        """Start a ring that is due and has its addresses.
+
+        Raises:
+            QueueError: it can't run.
+        """
         ring = self.rings[index]
         if ring.queue.running or not ring.due or not ring.placed:
             return
+        ring.due = False
         if self.has(ProtocolFeature.INBAND_NOTIFICATIONS):  # then Linux sends neither SET_VRING_KICK nor _CALL
-            if ring.kick is None:
-                ring.kick, ring.inband = own_eventfd(), True
+            if ring.queue.kick_fd < 0:
+                self._set_kick(ring, None)
             if ring.call is None and not ring.queue.has_call:
                 self._begin_calls_in_band(index)
-        self._give_kick(ring)
         ring.queue.start()
-        ring.due = False
         self._device.start(ring.queue)
         if ring.enabled:
             self._attach(index)
@@ -345,11 +321,12 @@ class Session:
             self._tell_config()
         self._watcher.queue_changed(index)
 
-    def _give_kick(self, ring: Ring) -> None:
-        """Let the queue have the kick descriptor (a copy); it stays here only where we write to it ourselves."""
-        ring.queue.set_kick(-1 if ring.kick is None else ring.kick.fileno())
-        if not ring.inband:
-            self._forget_kick(ring)
+    def _set_kick(self, ring: Ring, fd: Fd | None) -> None:
+        """Let the queue have a copy of *fd* to be kicked with; without, one that kicks in band write to, or none."""
+        ring.forget_kick()
+        if fd is None and self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            ring.kick = fd = own_eventfd()
+        ring.queue.set_kick(-1 if fd is None else fd.fileno())
 
     def _attach(self, index: int) -> None:
         try:
@@ -363,7 +340,8 @@ class Session:
         try:
             self._engine.detach(index)
         finally:
-            self._forget_kick(ring)
+            ring.due = False
+            ring.forget_kick()
             with contextlib.suppress(QueueError):  # it broke, or is not in memory
                 while running and ring.queue.in_flight and ring.queue.rewind(1):
                     pass  # what the device keeps comes again after the next start
@@ -395,15 +373,6 @@ class Session:
         self.status = STATUS_RESET
         self.features = None
         self._device.reset()
-
-    def _forget_kick(self, ring: Ring) -> None:
-        ring.due = False
-        if ring.kick is not None:
-            if ring.watching:
-                self._reactor.remove_reader(ring.kick.fileno())
-                ring.watching = False
-            ring.kick.close()
-            ring.kick, ring.inband = None, False
 
     def _forget_call(self, ring: Ring) -> None:
         if ring.call is not None:

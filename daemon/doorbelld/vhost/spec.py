@@ -17,12 +17,11 @@ from typing import Any, TypeAlias
 
 from ..errors import DoorbellError, InvalidOptions, Problem
 from ..fds.listener import PATH_MAX, group_id, user_id
-from ..options import boolean, integer, mode, option, parse, path, text
+from ..options import boolean, duration, integer, mode, option, parse, path, text
 from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
-from .device import QUEUES_MAX, Device
+from .device import QUEUE_SIZE_MAX, QUEUES_MAX, Device
 
-QUEUE_SIZE_MAX = 32768
 POLL_MAX = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOLD = "front-ends were told"
@@ -48,6 +47,8 @@ class DeviceSpec:
     queues: int | None = option(integer(1, QUEUES_MAX), default=None, frozen=_TOLD)
     queue_size: int | None = option(integer(1, QUEUE_SIZE_MAX), default=None, frozen=_TOLD)
     poll_us: int = option(integer(0, POLL_MAX), default=0)
+    silence_timeout: float = option(duration, default=30.0)
+    """Seconds for which a front-end that says nothing keeps others away; 0: for ever."""
     inband: bool = option(boolean, default=False, frozen=_TOLD)
     """Whether INBAND_NOTIFICATIONS is offered: QEMU accepts it without being able to do it, User-Mode Linux can."""
     peer: tuple[FrontendRule, ...] = option(parse_rules, default=())
@@ -131,6 +132,7 @@ class DeviceSpec:
             "mode": f"{self.mode:04o}",
             "connect": self.connect,
             "poll-us": self.poll_us,
+            "silence-timeout": self.silence_timeout,
             "inband": self.inband,
         }
         given = {"queues": self.queues, "queue-size": self.queue_size}

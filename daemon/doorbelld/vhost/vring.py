@@ -32,16 +32,19 @@ class Ring:
     enabled: bool = False
     placed: bool = False
     """Its addresses were set."""
-    kick: Fd | None = None
-    """What the first kick will make readable, until that; or, if it is our own, what kicks in band write to."""
-    inband: bool = False
-    """`kick` is our own."""
-    watching: bool = False
     due: bool = False
-    """It was kicked, or needs no kick, and starts as soon as it can."""
+    """It starts as soon as it is placed."""
+    kick: Fd | None = None
+    """With kicks in band: what they write to, and the queue listens to."""
     call: Fd | None = None
     """With calls in band: what the queue signals, and the session listens to."""
     err: Fd | None = None
+
+    def forget_kick(self) -> None:
+        """Close `kick`; again does nothing."""
+        if self.kick is not None:
+            self.kick.close()
+            self.kick = None
 
 
 def own_eventfd() -> Fd:

@@ -27,6 +27,7 @@ from doorbelld.host.events import (
     DeviceAdded,
     DeviceChanged,
     DeviceRemoved,
+    FaultChanged,
     FrontendAttached,
     FrontendDetached,
     FrontendRefused,
@@ -246,7 +247,7 @@ async def test_a_region_that_goes_by_another_spec_tells_of_what_can_change(stage
 DISK = f"{ROOT}/device/disk"
 QUEUES = [f"{DISK}/queue/0", f"{DISK}/queue/1"]
 WHO: Any = SimpleNamespace(pid=42)
-STATE = ["Reason", "State"]
+STATE = ["Fault", "Reason", "State"]
 FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName")]
 NEGOTIATED = [
     *("AckedFeatureNames", "AckedFeatures", "AckedProtocolFeatureNames", "AckedProtocolFeatures"),
@@ -310,11 +311,14 @@ async def test_a_front_ends_life(stage: Stage, disk: Any) -> None:
 
 
 async def test_what_changes_in_a_device_itself(stage: Stage, disk: Any) -> None:
-    stage.announcer.hear(ConfigChanged(disk))
-    await stage.settle()
-    stage.announcer.hear(DeviceChanged(disk))
-    await stage.settle()
-    assert stage.changes() == [[DEVICE, ["ConfigSpace"], 1], [DEVICE, sorted(load(DEVICE).properties), 2]]
+    for event in (ConfigChanged(disk), FaultChanged(disk), DeviceChanged(disk)):
+        stage.announcer.hear(event)
+        await stage.settle()
+    assert stage.changes() == [
+        [DEVICE, ["ConfigSpace"], 1],
+        [DEVICE, STATE, 2],
+        [DEVICE, sorted(load(DEVICE).properties), 3],
+    ]
 
 
 async def test_what_does_not_show_is_no_signal(stage: Stage, disk: Any) -> None:

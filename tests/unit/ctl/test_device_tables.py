@@ -18,7 +18,15 @@ def queue(index: int = 0, **more: Any) -> dict[str, Any]:
 
 def device(**more: Any) -> dict[str, Any]:
     known = {"type": "blk", "virtio-id": 2, "socket": "/s", "owner": "", "group": "kvm", "mode": "0660"}
-    state = {"connect": False, "poll-us": 0, "state": "listening", "reason": "", "front-end": None, "memory": []}
+    state = {
+        "connect": False,
+        "poll-us": 0,
+        "state": "listening",
+        "reason": "",
+        "fault": "",
+        "front-end": None,
+        "memory": [],
+    }
     names = {f"{which}-feature-names": [] for which in ("offered", "acked", "offered-protocol", "acked-protocol")}
     return {**known, **state, **names, "status": 0, "config-space": "", "queues": [queue(0), queue(1)], **more}
 

@@ -26,7 +26,7 @@ def test_a_disk_has_all_queues_and_comes_back() -> None:
         "-chardev",
         "socket,path=/run/doorbelld/d/socket,id=vud,reconnect=1",
         "-device",
-        "vhost-user-blk-pci,chardev=vud,num-queues=4",
+        "vhost-user-blk-pci,chardev=vud,num-queues=4,queue-size=1024",
     ]
     assert "reconnect-ms=1000" in made.notes[0]
     assert shlex.split(str(made).replace("\\\n", "")) == made.arguments
@@ -55,7 +55,7 @@ def test_a_random_number_generator_has_one_queue_and_does_not() -> None:
         (26, 3, "-device vhost-user-fs-pci,chardev=vud,tag=d,num-request-queues=2"),
         (34, 1, "-device vhost-user-i2c-pci,chardev=vud"),
         (41, 2, "-device vhost-user-gpio-pci,chardev=vud"),
-        (63, 2, "-device vhost-user-test-device-pci,chardev=vud,virtio-id=63,num_vqs=2,config_size=60"),
+        (63, 2, "-device vhost-user-test-device-pci,chardev=vud,virtio-id=63,num_vqs=2,config_size=60,vq_size=1024"),
     ],
 )
 def test_other_devices(virtio_id: int, queues: int, said: str) -> None:
@@ -72,10 +72,19 @@ def test_queues_and_their_size() -> None:
     assert "num-queues=2" in str(paste_devices.qemu("d", device(), 2))
     with pytest.raises(NotPossible, match=r"has 4 queues.*refuses to start with 5; use 4 or less"):
         paste_devices.qemu("d", device(), 5)
-    assert "queue-size=64" in str(paste_devices.qemu("d", device(**{"queue-size": 64})))
-    assert "queue-size=1024" in str(paste_devices.qemu("d", device(**{"queue-size": 4096})))
-    assert "queue-size" not in str(paste_devices.qemu("d", device(**{"queue-size": 128})))
-    assert "vq_size=64" in str(paste_devices.qemu("d", device(63, **{"queue-size": 64})))
+    assert ",queue-size=64" in str(paste_devices.qemu("d", device(**{"queue-size": 64})))
+    assert ",queue-size=1024" in str(paste_devices.qemu("d", device(**{"queue-size": 4096})))
+    assert ",vq_size=64" in str(paste_devices.qemu("d", device(63, **{"queue-size": 64})))
+    assert "queue_size='64'" in paste_devices.libvirt("d", device(**{"queue-size": 64}))[0]
+
+
+@pytest.mark.parametrize("virtio_id", [1, 2, 4])
+def test_a_queue_size_below_that_of_qemu_10_is_noted(virtio_id: int) -> None:
+    for size, noted in ((512, 1), (1024, 0), (4096, 0)):
+        small = device(virtio_id, **{"queue-size": size})
+        for notes in (paste_devices.qemu("d", small).notes, paste_devices.libvirt("d", small)[1]):
+            assert sum("leave queue-size out" in note for note in notes) == noted
+    assert not any("queue-size" in note for note in paste_devices.qemu("d", device(virtio_id)).notes)
 
 
 def test_a_front_end_that_listens() -> None:
@@ -105,7 +114,7 @@ def test_libvirt_has_an_element_for_disks() -> None:
     disk = ET.fromstring(xml)
     assert (disk.tag, disk.attrib) == ("disk", {"type": "vhostuser", "device": "disk"})
     assert {child.tag: child.attrib for child in disk} == {
-        "driver": {"name": "qemu", "type": "raw", "queues": "3"},
+        "driver": {"name": "qemu", "type": "raw", "queues": "3", "queue_size": "1024"},
         "source": {"type": "unix", "path": "/run/<a>&'b\"/s"},
         "target": {"dev": "vda", "bus": "virtio"},
     }

@@ -360,6 +360,14 @@ def test_discarding_makes_holes(memory_image: Path) -> None:
     assert memory_image.stat().st_size == SECTORS * SECTOR
 
 
+def test_two_segments_of_a_discard_are_served_as_the_configuration_says(memory_image: Path) -> None:
+    with blk_driver(memory_image) as driver:
+        fields = CONFIG.unpack(driver.device.get_config())
+        assert fields[14] == fields[17] == SEGMENTS_MAX == 32  # max_discard_seg, max_write_zeroes_seg
+        assert driver.clear(DISCARD, (0, 8, 0), (16, 8, 0)) == OK
+        assert driver.read(0, 24) == bytes(8 * SECTOR) + pattern(8, 8) + bytes(8 * SECTOR)
+
+
 def test_without_discard_the_image_keeps_its_space(memory_image: Path) -> None:
     before = blocks(memory_image)
     with blk_driver(memory_image, discard=False) as driver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from doorbelld.ring.errors import QueueBroken, QueueError
@@ -42,6 +43,27 @@ def test_set_num_takes_powers_of_two_up_to_the_largest(num: int) -> None:
         queue.set_num(num)
     queue.set_num(1024)
     assert queue.num == 1024
+
+
+def data_bytes() -> int:
+    """Tell how much memory of its own this process has asked for."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
+    return int(line.split()[1]) << 10
+
+
+def test_memory_is_taken_by_the_size_that_is_set() -> None:
+    before = data_bytes()
+    queues = [VirtQueue(MemoryMap(), 0, 32768) for _ in range(512)]
+    for queue in queues:
+        queue.set_num(128)
+    assert data_bytes() - before < 512 * 16384
+    for queue in queues:
+        queue.set_num(32768)
+    assert data_bytes() - before > 512 * 65536
+    for queue in queues:
+        queue.set_num(128)
+        queue.close()
+    assert data_bytes() - before < 512 * 65536
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from doorbelld.ivshmem.spec import RegionSpec
 from doorbelld.log import set_up
 from doorbelld.standalone import server as server_module
 from doorbelld.standalone.background import PidFile, Unwritable
-from doorbelld.standalone.server import Place, fit, prepare, program
+from doorbelld.standalone.server import Place, fit, parse_size, prepare, program
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fdcount import no_leaks
@@ -50,6 +50,54 @@ def test_the_defaults_are_those_of_ivshmem_server(served: Seen) -> None:
     assert place == Place(shm="ivshmem") and spec.backing == Backing("shm", "ivshmem") and not verbose
     defaults = {parameter.name: parameter.default for parameter in program.params}
     assert defaults["pid_file"] == "/var/run/ivshmem-server.pid"
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("4194304", 4 << 20),
+        *(("4k", 4096), ("4K", 4096), ("4096B", 4096), ("1T", 1 << 40), ("1P", 1 << 50), ("1e", 1 << 60)),
+        *(("1.5M", 3 << 19), ("12.345M", 12944671), ("0.5g", 1 << 29), (".5G", 1 << 29), ("1.k", 1024), ("9.0", 9)),
+        *(("0x100000", 1 << 20), ("0XfF", 255), ("0x1B", 27), ("0x1e", 30)),
+        *((" 4M", 4 << 20), ("+4M", 4 << 20), ("010", 10)),
+        *(("4MiB", 4 << 20), ("4 MB", 4 << 20)),  # which ivshmem-server refuses
+    ],
+)
+def test_sizes_are_those_of_ivshmem_server(written: str, size: int) -> None:
+    assert parse_size(written) == size
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "M",
+        "0",
+        "0.0M",
+        "0x0",
+        "0x",
+        "-1",
+        "-0x1",
+        "1.5",
+        "1.5B",
+        "0x10K",
+        "0x1.8",
+        "1e3",
+        "1.5e3",
+        "4M4",
+        "8E",
+        "1..5M",
+    ],
+)
+def test_what_ivshmem_server_refuses_is_no_size(written: str) -> None:
+    with pytest.raises(ValueError, match=r"; write "):
+        parse_size(written)
+
+
+def test_size_that_is_no_power_of_two_is_rounded_up(served: Seen) -> None:
+    for written, size in (("1.5M", 2 << 20), ("0x100000", 1 << 20), ("0x100001", 2 << 20), (".5K", 4096)):
+        assert program.run(["-F", "-l", written]) == 0
+        assert served[-1][0].size == size
 
 
 @pytest.mark.parametrize(

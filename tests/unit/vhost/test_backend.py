@@ -165,7 +165,7 @@ def test_notify_kick_disconnect_reset(site: DeviceSite) -> None:
         site.call(backend.notify, 2)
     for what in (backend.notify, backend.kick):
         with pytest.raises(NotRunning):
-            site.call(what, 0)
+            site.call(what, 1)
     f.request(queue, b"a", 1)
     while select.select([queue.call_fd], [], [], 0)[0]:
         os.eventfd_read(queue.call_fd)
@@ -207,9 +207,8 @@ def test_a_hook_that_fails_costs_the_front_end_only(site: DeviceSite) -> None:
             raise RuntimeError("no")
 
     backend = site.open(Bad)
-    f = site.connect()
-    f.start()
-    os.eventfd_write(f.queues[0].kick_fd, 1)
+    with pytest.raises(BackendFailed):
+        site.connect().start()
     end = site.farewell()
     assert end.broken and end.reason == "RuntimeError: no"
     assert site.connect(backend).ask_number(R.GET_FEATURES)
@@ -298,6 +297,7 @@ def test_who_may_attach(site: DeviceSite) -> None:
     site.wait(lambda: site.of(FrontendRefused))
     assert f'no rule of device "dev0" admits pid {os.getpid()}' in site.of(FrontendRefused)[0].reason
     assert backend.state is State.LISTENING and backend.who is None and not site.of(FrontendAttached)
+    assert backend.fault.startswith("a front-end was refused: no rule")
     spec = dataclasses.replace(backend.spec, peer=parse_rules([{"match": {"uid": os.getuid()}}]))
     site.call(backend.change, spec, False)
     assert site.connect().ask_number(R.GET_QUEUE_NUM) == 2

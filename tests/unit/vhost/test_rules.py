@@ -20,6 +20,7 @@ import pytest
 from doorbelld.ring.chain import Chain
 from doorbelld.ring.errors import QueueError
 from doorbelld.ring.queue import F_NOTIFY_ON_EMPTY, RING_FEATURES, VirtQueue
+from doorbelld.vhost.device import Device
 from doorbelld.vhost.errors import NotRunning
 from doorbelld.vhost.events import RequestRefused, State
 from doorbelld.vhost.frontend import GUEST_BASE, USER_BASE
@@ -272,14 +273,69 @@ def test_rule_11_inband_needs_the_back_end_channel_and_acks(site: DeviceSite, mi
     assert end.broken and "INBAND_NOTIFICATIONS" in end.reason
 
 
-def test_rule_12_a_ring_starts_on_the_first_kick_and_stops_on_get_vring_base(site: DeviceSite) -> None:
-    backend, f = site.started()
+def test_rule_12_ring_starts_at_set_vring_kick_and_stops_at_get_vring_base(site: DeviceSite) -> None:
+    backend = site.open()
+    f = site.connect()
+    f.negotiate()
+    f.share()
+    f.make_queue(0)
+    f.place(0)
+    f.enable(0)
     assert backend.queue(0).enabled and not backend.queue(0).started
-    assert f.request(f.queues[0], b"hello", 9) == b"hello"
+    f.connect_fds(0)
     assert backend.queue(0).started and backend.state is State.RUNNING
+    assert f.request(f.queues[0], b"hello", 9) == b"hello"
     assert f.stop(0) == 1
     assert not backend.queue(0).started and backend.queue(0).enabled
     site.wait_state(backend, State.CONNECTED)
+
+
+@pytest.mark.parametrize("last", ["kick", "enable", "address"])
+@pytest.mark.parametrize("kind", [Echo, "rng"])
+def test_rule_12_what_is_available_is_served_without_a_kick(
+    site: DeviceSite, kind: type[Device] | str, last: str
+) -> None:
+    """Neither the start nor the enabling waits for a kick, whichever message comes last."""
+    backend = site.open(kind)
+    f = site.connect()
+    f.negotiate()
+    f.share()
+    queue = f.make_queue(0)
+    head = queue.add([], [(f.take(16), 16)])
+    steps = {"address": f.place, "kick": f.connect_fds, "enable": f.enable}
+    for name, step in steps.items():
+        if name != last:
+            step(0)
+    assert f.ask_number(R.GET_FEATURES) and not queue.reap()
+    steps[last](0)
+    assert [done for done, _ in f.wait(queue)] == [head]
+    assert backend.queue(0).kicks == 0
+
+
+@pytest.mark.parametrize("kind", [Echo, "rng"])
+def test_rule_12_ring_restarts_with_the_same_descriptors_without_a_kick(
+    site: DeviceSite, kind: type[Device] | str
+) -> None:
+    """GET_VRING_BASE and SET_VRING_KICK is all that a front-end sends for a pause; the addresses stay."""
+    backend, f = site.started(kind)
+    (queue,) = f.queues.values()
+    for base in range(3):
+        assert f.stop(0) == base
+        head = queue.add([], [(f.take(16), 16)])
+        f.tell(R.SET_VRING_KICK, VringFd(0), [queue.kick_fd])
+        assert [done for done, _ in f.wait(queue)] == [head]
+    assert backend.queue(0).kicks == 0
+
+
+def test_rule_12_ring_that_can_not_start_is_refused(site: DeviceSite) -> None:
+    _, f = site.started()
+    f.stop(0)
+    f.tell(R.SET_MEM_TABLE, MemoryTable(()))  # now its areas are not in memory
+    assert f.try_to_tell(R.SET_VRING_KICK, VringFd(0), [f.queues[0].kick_fd]) != 0
+    assert "not in one region of guest memory" in site.of(RequestRefused)[0].reason
+    f.share()
+    f.connect_fds(0)
+    assert f.request(f.queues[0], b"a", 1) == b"a"
 
 
 def test_rule_12_a_ring_without_a_kick_descriptor_starts_at_once_and_is_polled(site: DeviceSite) -> None:
@@ -319,27 +375,29 @@ def test_rule_12_in_band_kicks_start_a_ring_and_calls_come_in_band(site: DeviceS
     assert backend.queue(0).started and backend.queue(0).kicks
 
 
-def test_rule_12_a_kick_that_comes_while_the_ring_is_being_stopped(site: DeviceSite) -> None:
-    """What is stopped stays so, however late the kick is noticed."""
-    backend, f = site.started(queues=2)
-    device = backend.device
-    assert isinstance(device, Echo)
-    f.request(f.queues[1], b"a", 1)
-    device.gate = threading.Event()
-    f.queues[1].add([(f.take(16), 1)], [])
-    os.eventfd_write(f.queues[1].kick_fd, 1)
-    site.wait(lambda: backend.queue(1).in_flight)
-    f.send(R.GET_VRING_BASE, VringState(0, 0))  # of the other one, which was not kicked yet
-    site.wait(lambda: site.call(lambda: backend._engine._lock.locked()))
+def test_rule_12_in_band_set_vring_kick_without_descriptor_starts_a_ring(site: DeviceSite) -> None:
+    site.open(Inband)
+    f = site.connect()
+    f.negotiate()
+    f.open_channel()
+    f.share()
+    queue = f.make_queue(0)
+    head = queue.add([], [(f.take(16), 16)])
+    f.place(0)
+    f.enable(0)
+    f.tell(R.SET_VRING_KICK, VringFd(0, nofd=True))
+    f.acknowledge(f.hear())
+    assert [done for done, _ in f.wait(queue)] == [head]
+
+
+def test_rule_12_stopped_ring_stays_so_however_often_it_is_kicked(site: DeviceSite) -> None:
+    backend, f = site.started()
+    f.request(f.queues[0], b"a", 1)
+    f.stop(0)
     f.queues[0].add([(f.take(16), 1)], [])
     os.eventfd_write(f.queues[0].kick_fd, 1)
-    session = backend.session
-    assert session is not None
-    site.wait(lambda: not session.rings[0].watching)
-    device.gate.set()
-    assert f.answer().payload == VringState(0, 0)
     assert f.ask_number(R.GET_FEATURES)
-    assert not backend.queue(0).started and f.queues[0].used_index == 0
+    assert not backend.queue(0).started and f.queues[0].used_index == 1
     f.connect_fds(0)  # the same ring starts again
     assert f.wait(f.queues[0])
 

@@ -45,7 +45,7 @@ def test_defaults() -> None:
     spec = parse(type="deep")
     assert (spec.kind, spec.own.depth, spec.queues, spec.queue_size, spec.poll_us) == (Deep, 3, None, None, 0)
     device = spec.make()
-    assert isinstance(device, Deep) and (device.queues, device.queue_size, device.options.depth) == (1, 1024, 3)
+    assert isinstance(device, Deep) and (device.queues, device.queue_size, device.options.depth) == (1, 32768, 3)
 
 
 def test_what_is_given_reaches_the_device() -> None:

@@ -16,6 +16,7 @@ from .view import Finding, View, fine, hidden, hint, skipped, wrong
 BLK = 2
 """The virtio device ID of a disk."""
 _SHARE = "share=on"
+_SIZE = "queue-size"
 _ORDINARY = ("it closed its connection", "disconnected over D-Bus")
 _URING = "io_uring_setup"
 _STATE_DIRECTORIES = "/var/lib"
@@ -34,15 +35,16 @@ def states(view: View) -> Iterator[Finding]:
 
 
 def _of_front_end(view: View, name: str, device: Mapping[str, Any]) -> Iterator[Finding]:
-    title, why = f'device "{name}"', device["reason"]
+    title, why, fault = f'device "{name}"', device["reason"], device.get("fault", "")
     cure = (
         f"journalctl DOORBELLD_DEVICE={name} has more; the guest is to be started as doorbellctl qemu-args {name} says"
     )
     share = f"start the guest with all its memory {_SHARE}: doorbellctl qemu-args {name}"
     if device["state"] == "broken":
         yield wrong(f"{title} is broken: {why}", share if _SHARE in why else cure)
-    elif _SHARE in why:
-        yield wrong(f"{title}: its last front-end left it without guest memory: {why}", share)
+    elif fault:
+        sized = f"set {_SIZE} of the device as it says, or leave {_SIZE} out of its configuration; then make it again"
+        yield wrong(f"{title}: {fault}", share if _SHARE in fault else sized if _SIZE in fault else cure)
     elif why and not why.startswith(_ORDINARY):
         yield hint(f"{title}: its last front-end is gone: {why}", cure)
     for region in device["memory"]:

@@ -34,6 +34,7 @@ def device(**more: Any) -> dict[str, Any]:
         "connect": False,
         "state": "listening",
         "reason": "",
+        "fault": "",
     }
     return {**known, "memory": [], "queues": [queue], **more}
 

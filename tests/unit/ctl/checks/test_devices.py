@@ -45,8 +45,15 @@ def test_a_device_that_listens_is_fine(stage: Stage) -> None:
     [
         ({"state": "broken", "reason": "it sent rubbish"}, "wrong", "is broken: it sent rubbish", "journalctl"),
         ({"state": "broken", "reason": "x (share=on missing?)"}, "wrong", "is broken", "all its memory share=on"),
-        ({"reason": "x (share=on missing?)"}, "wrong", "without guest memory", "all its memory share=on"),
-        ({"reason": "queue 0: a loop"}, "hint", "its last front-end is gone: queue 0: a loop", "DEVICE=disk0"),
+        ({"fault": "x (share=on missing?)"}, "wrong", "x (share=on missing?)", "all its memory share=on"),
+        ({"fault": "x was disconnected: queue 0: a loop"}, "wrong", "queue 0: a loop", "DEVICE=disk0"),
+        (
+            {"state": "connected", "fault": "longer than queue-size = 256 allows; set queue-size = 1024"},
+            "wrong",
+            "longer than queue-size = 256 allows",
+            "leave queue-size out",
+        ),
+        ({"reason": "its connection broke: x"}, "hint", "its last front-end is gone: its connection", "DEVICE=disk0"),
         (
             {"memory": [{"guest-addr": 4096, "size": 8192, "error": "No such device"}]},
             "wrong",
