@@ -24,7 +24,7 @@ _PACKAGES = (
     *("qemu-system-x86", "qemu-utils", "qemu-block-extra"),
     *("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"),
     *("valgrind", "libc6-dbg"),
-    *("dash", "coreutils"),
+    "util-linux",
 )
 
 _START = 'mount --bind "$0/usr" /usr && name=$1 && shift && exec -a "$name" "$@"'

@@ -19,6 +19,9 @@ from support.guest.qemu import HOST_QEMU, Qemu, ivshmem_arguments, qmp_arguments
 from support.guest.qmp import Qmp
 from support.guest.talk import Linux
 
+KERNEL_WORDS = "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on port=ttyS1 speed=115200"
+"""Of the command line of a kernel whose first serial port is the console, and the second the program's."""
+
 
 class Guest(Linux):
     """A guest that runs while the `with` block runs.
@@ -80,8 +83,7 @@ class Guest(Linux):
         arguments += ["-display", "none", "-accel", "tcg", "-smp", str(self._cpus), *self._memory_arguments()]
         arguments += ["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
         arguments += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
-        words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "intel_iommu=on", "port=ttyS1", "speed=115200"]
-        arguments += ["-append", " ".join([*words, f"program={self._program}", *self._append.split()])]
+        arguments += ["-append", " ".join([KERNEL_WORDS, f"program={self._program}", *self._append.split()])]
         arguments += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
         arguments += ["-chardev", f"socket,id=control,fd={control}", "-serial", "chardev:control"]
         arguments += qmp_arguments(self._monitor.fileno())
