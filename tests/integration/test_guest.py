@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from support.busctl import Busctl
 from support.daemon import Daemon
+from support.dbusclient import until
 from support.guest.image import Image, build_image
-from support.guest.qemu import Qemu
+from support.guest.qemu import IdleQemu, Qemu
+from support.guest.qmp import QmpError
 from support.guest.talk import GuestError
 from support.guest.vm import Guest
 
@@ -92,3 +94,19 @@ def test_a_guest_that_no_rule_admits_is_told_at_once(short_path: Path, image: Im
         ):
             stranger.ready()
         assert 'VM "stranger"' in daemon.log
+
+
+def test_a_qemu_that_no_rule_admits_goes_on_when_it_plugs_a_region_in(short_path: Path, qemu: Qemu) -> None:
+    """It connects first and reads later; if there was an end to read, it would read that for ever."""
+    rules = '[region.demo]\n[[region.demo.peer]]\nmatch = { vm = "friend" }\n'
+    port = ["-device", "pcie-root-port,id=root1,chassis=1"]
+    with Daemon(short_path, rules) as daemon, IdleQemu(qemu, short_path / "output", name="stranger", args=port) as idle:
+        address = {"type": "unix", "data": {"path": str(daemon.socket())}}
+        for _ in range(3):
+            idle.qmp("chardev-add", id="iv", backend={"type": "socket", "data": {"addr": address, "server": False}})
+            until(lambda: 'VM "stranger"' in daemon.log)
+            with pytest.raises(QmpError, match="server sent version -2"):
+                idle.qmp("device_add", driver="ivshmem-doorbell", chardev="iv", vectors=4, bus="root1")
+            idle.qmp("chardev-remove", id="iv")
+        assert idle.qmp("query-status")["status"] == "prelaunch"
+        assert idle.quit() == 0
