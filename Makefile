@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
-GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py qemu_devices.py uml.py libblkio.py)
+GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py qemu_devices.py qemu_limits.py libvirt.py uml.py libblkio.py)
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
@@ -46,7 +46,7 @@ test-unit: $(STAMP) ## Run the unit tests and the linters only.
 test-integration: $(STAMP) ## Run the tests against real processes, without guests.
 	$(BIN)/pytest -q tests/integration $(GUESTS:%=--ignore %)
 
-test-guest: $(STAMP) ## Run the tests with real guests (QEMU, User-Mode Linux) and libblkio only.
+test-guest: $(STAMP) ## Run the tests with real guests (QEMU, libvirt, User-Mode Linux) and libblkio only.
 	@packaging/prerequisites test
 	$(BIN)/pytest -q $(GUESTS)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.guest.qemu import QEMUS, Qemu
 
 
 def pytest_collection_finish() -> None:
@@ -25,3 +26,10 @@ def short_path() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="db"))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module", params=QEMUS, ids=str)
+def qemu(request: pytest.FixtureRequest) -> Qemu:
+    """Give this host's QEMU, then that of Debian 13."""
+    chosen: Qemu = request.param
+    return chosen

@@ -26,7 +26,7 @@ from doorbelld.vhost.frontend import BackendFailed, Frontend
 from doorbelld.wire.vhost_messages import VringState
 from doorbelld.wire.vhost_requests import FrontendRequest
 from support.daemon import DEADLINE, Daemon
-from support.needs import require
+from support.guest.qemu import Qemu
 
 from .test_ctl import Ctl, Monitor, complete, join
 from .test_ctl_live import Running, eventually, terminal
@@ -364,9 +364,8 @@ def test_libvirt_xml(ctl: Ctl, daemon: Daemon) -> None:
     assert "use 4 or less" in ctl.refused("libvirt-xml", "disk", "--queues", 9)
 
 
-def test_qemu_starts_with_what_is_printed(ctl: Ctl, daemon: Daemon) -> None:
+def test_qemu_starts_with_what_is_printed(ctl: Ctl, daemon: Daemon, qemu: Qemu) -> None:
     """Its firmware reads the first sector of the disk, so it gets as far as running a queue."""
-    qemu = require("qemu-system-x86_64", "qemu-system-x86")
     behind = daemon.directory / "behind"
     ctl("create-device", "reverse", "rng", "connect=true", f"socket={behind}")
     words = shlex.split(ctl("qemu-args", "disk", "entropy", "demo", "reverse", "--memory", "256M"))
@@ -374,7 +373,8 @@ def test_qemu_starts_with_what_is_printed(ctl: Ctl, daemon: Daemon) -> None:
     try:
         with Monitor(ctl, "--json") as monitor:
             assert monitor.event()["event"] == "watching"
-            with subprocess.Popen([qemu, "-accel", "tcg", *quiet, *words], stdin=subprocess.DEVNULL) as running:
+            command = qemu.command(["-accel", "tcg", *quiet, *words])
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL) as running:
                 try:
                     waited = {("disk", "running"), ("entropy", "connected"), ("reverse", "connected")}
                     while waited:

@@ -28,6 +28,7 @@ from doorbelld.ivshmem.flat import FlatDevice, Register, doorbell
 from support.busctl import Busctl
 from support.daemon import BIN, DEADLINE, Daemon
 from support.guest.image import build_image
+from support.guest.qemu import Qemu
 from support.guest.vm import Guest
 from support.needs import require
 
@@ -274,13 +275,13 @@ def _pairs(daemon: Daemon, region: str) -> dict[tuple[int, int], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[tuple[Daemon, Guest]]:
+def stage(qemu: Qemu) -> Iterator[tuple[Daemon, Guest]]:
     """Give a daemon with both regions, and a guest that is in both."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="db")))
         daemon = stack.enter_context(Daemon(directory, "".join(REGIONS.values()), arguments=["--exec-restart"]))
         devices = [(daemon.socket(region), VECTORS) for region in REGIONS]
-        guest = stack.enter_context(Guest(build_image(), name="everywhere", ivshmem=devices))
+        guest = stack.enter_context(Guest(build_image(), qemu=qemu, name="everywhere", ivshmem=devices))
         assert [(device.id, device.vectors, device.size) for device in guest.ready()] == [(0, VECTORS, SIZE)] * 2
         yield daemon, guest
         guest.quit()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from support.daemon import DEADLINE
+from support.guest.qemu import IdleQemu, Qemu
 from support.ivshmemtools import CLIENT, SERVER, Background, Foreground, Piped, run, shared_name
-from support.needs import require
 from support.otherserver import OtherServer
 from support.rawclient import RawClient
 from support.screen import Screen, Session
@@ -391,19 +391,14 @@ def test_usage_errors_are_1() -> None:
     assert done.returncode == 1 and "doorbell-client: No such option '-Z'; see doorbell-client -h" in done.stderr
 
 
-def test_qemu_joins_as_a_peer_that_can_be_rung(server: Background) -> None:
-    command: list[str | Path] = [
-        require("qemu-system-x86_64", "qemu-system-x86"),
-        *("-accel", "tcg", "-display", "none", "-nodefaults", "-S", "-name", "guest=vm1"),
-        *("-chardev", f"socket,id=bells,path={server.socket}", "-device", "ivshmem-doorbell,chardev=bells,vectors=2"),
-    ]
+def test_qemu_joins_as_a_peer_that_can_be_rung(server: Background, qemu: Qemu, short_path: Path) -> None:
     with RawClient(str(server.socket)) as raw:
         raw.greet(2)
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+        with IdleQemu(qemu, short_path / "output", name="vm1", ivshmem=[(server.socket, 2)]) as idle:
             assert [raw.message() for _ in range(2)] == [(1, True), (1, True)]
             done = run(CLIENT, "-S", server.socket, given="int 1 0; int 1 1; int 1 2")
             assert done.stdout == "peer 1 has vectors 0 to 1, not 2\n"
-            qemu.terminate()
+            assert idle.quit() == 0
         while ("left", 1) not in raw.log:
             assert raw.message() is not None
     assert "vm=vm1" in server.log

@@ -12,15 +12,11 @@ from pathlib import Path
 import pytest
 from doorbelld.vhost.backend import Backend
 from doorbelld.vhost.events import RequestRefused, State
+from support import libblkio
 from support.devicesite import DeviceSite, device_site
-from support.libblkio import ProgramFailed, Tools, disk
+from support.libblkio import ProgramFailed, disk
 
 CONTENT = random.Random(5).randbytes(4 << 20)
-
-
-@pytest.fixture(scope="module")
-def tools() -> Tools:
-    return Tools()
 
 
 @pytest.fixture
@@ -45,9 +41,7 @@ def disk_of(backend: Backend) -> str:
     return disk(backend.spec.socket)
 
 
-def test_what_qemu_io_writes_is_there_and_comes_back(
-    tools: Tools, site: DeviceSite, backend: Backend, image: Path
-) -> None:
+def test_what_qemu_io_writes_is_there_and_comes_back(site: DeviceSite, backend: Backend, image: Path) -> None:
     chance = random.Random(6)
     model = bytearray(CONTENT)
     commands = []
@@ -64,7 +58,9 @@ def test_what_qemu_io_writes_is_there_and_comes_back(
         else:
             commands.append(f"{kind} {at} {length}")
             model[at : at + length] = bytes(length)
-    said = tools.run("qemu-io", *(word for each in commands for word in ("-c", each)), "--image-opts", disk_of(backend))
+    said = libblkio.run(
+        "qemu-io", *(word for each in commands for word in ("-c", each)), "--image-opts", disk_of(backend)
+    )
     assert "verification failed" not in said and "failed" not in said, said
     assert said.count("wrote ") + said.count("read ") + said.count("discard ") == len(commands) - commands.count(
         "flush"
@@ -74,46 +70,46 @@ def test_what_qemu_io_writes_is_there_and_comes_back(
     assert site.of(RequestRefused) == []
 
 
-def test_a_whole_disk_is_written_and_compared(tools: Tools, site: DeviceSite, backend: Backend, image: Path) -> None:
+def test_a_whole_disk_is_written_and_compared(site: DeviceSite, backend: Backend, image: Path) -> None:
     other = Path(site.folder) / "other"
     other.write_bytes(CONTENT[::-1])
     plain = f"driver=file,filename={other}"
     with pytest.raises(ProgramFailed, match="Content mismatch"):
-        tools.run("qemu-img", "compare", "--image-opts", disk_of(backend), plain)
-    tools.run("qemu-img", "convert", "-n", "--image-opts", "--target-image-opts", plain, disk_of(backend))
+        libblkio.run("qemu-img", "compare", "--image-opts", disk_of(backend), plain)
+    libblkio.run("qemu-img", "convert", "-n", "--image-opts", "--target-image-opts", plain, disk_of(backend))
     assert image.read_bytes() == CONTENT[::-1]
-    assert "identical" in tools.run("qemu-img", "compare", "--image-opts", disk_of(backend), plain)
-    assert str(4 << 20) in tools.run("qemu-img", "info", "--image-opts", disk_of(backend))
+    assert "identical" in libblkio.run("qemu-img", "compare", "--image-opts", disk_of(backend), plain)
+    assert str(4 << 20) in libblkio.run("qemu-img", "info", "--image-opts", disk_of(backend))
     site.wait_state(backend, State.LISTENING)
     assert backend.reason == "it closed its connection"
 
 
-def test_many_requests_at_once(tools: Tools, backend: Backend, image: Path) -> None:
+def test_many_requests_at_once(backend: Backend, image: Path) -> None:
     bench = ["bench", "--image-opts", disk_of(backend), "-d", "64"]
-    tools.run("qemu-img", *bench, "-w", "--pattern=165", "-c", "1024", "-s", "4096", "--flush-interval=100")
+    libblkio.run("qemu-img", *bench, "-w", "--pattern=165", "-c", "1024", "-s", "4096", "--flush-interval=100")
     assert image.read_bytes() == bytes([165]) * len(CONTENT)
     before = backend.queue(0)
-    tools.run("qemu-img", *bench, "-c", "20000", "-s", "4096")
+    libblkio.run("qemu-img", *bench, "-c", "20000", "-s", "4096")
     after = backend.queue(0)
     assert after.requests - before.requests >= 20000
     assert after.bytes - before.bytes >= 20000 * 4096
     assert after.errors == 0
 
 
-def test_a_disk_that_is_read_only_says_so(tools: Tools, site: DeviceSite, image: Path) -> None:
+def test_a_disk_that_is_read_only_says_so(site: DeviceSite, image: Path) -> None:
     backend = site.open("blk", path=str(image), **{"read-only": True})
     with pytest.raises(ProgramFailed, match=re.compile("read.?only", re.I)):
-        tools.run("qemu-io", "-c", "write 0 4096", "--image-opts", disk_of(backend))
-    tools.run("qemu-io", "-r", "-c", "read 0 4096", "--image-opts", disk_of(backend))
+        libblkio.run("qemu-io", "-c", "write 0 4096", "--image-opts", disk_of(backend))
+    libblkio.run("qemu-io", "-r", "-c", "read 0 4096", "--image-opts", disk_of(backend))
     assert image.read_bytes() == CONTENT
 
 
-def test_it_is_killed_with_requests_in_flight(tools: Tools, site: DeviceSite, backend: Backend, image: Path) -> None:
+def test_it_is_killed_with_requests_in_flight(site: DeviceSite, backend: Backend, image: Path) -> None:
     image.write_bytes(bytes([90]) * len(CONTENT))
     bench = ["bench", "--image-opts", disk_of(backend), "-d", "64", "-w", "--pattern=90", "-c", "10000000"]
     for number in range(20):
         enough = backend.queue(0).requests + 100 * number
-        with tools.popen("qemu-img", *bench) as process:
+        with libblkio.popen("qemu-img", *bench) as process:
             site.wait(lambda: backend.queue(0).requests > enough)  # noqa: B023  # it is over before the next round
             process.kill()
         site.farewell(number + 1)

@@ -16,7 +16,8 @@ from support.dbusclient import until
 from support.diskwork import DiskWork, disk_work
 from support.guest.image import VFIO_MODULES, Image, build_image
 from support.guest.initramfs import AGENT, DISK
-from support.guest.vm import Guest, quoted
+from support.guest.qemu import Qemu, quoted
+from support.guest.vm import Guest
 
 HOST = 65535
 HALF = 4 << 20
@@ -32,10 +33,12 @@ CONFIG = """\
 type = "blk"
 path = "{folder}/disk"
 serial = "disk"
+queue-size = 1024
 [device.spare]
 type = "blk"
 path = "{folder}/spare"
 serial = "spare"
+queue-size = 1024
 [device.entropy]
 type = "rng"
 """
@@ -105,14 +108,16 @@ def finish(guest: Guest, works: list[DiskWork]) -> None:
         assert guest.run(f"cat /said{number}").splitlines() == [*work.said, "status 0"]
 
 
-def test_disk_entropy_and_doorbells_in_a_guest_that_reboots(daemon: Daemon, bus: Busctl, image: Image) -> None:
+def test_disk_entropy_and_doorbells_in_a_guest_that_reboots(
+    daemon: Daemon, bus: Busctl, image: Image, qemu: Qemu
+) -> None:
     content = CONTENT
     drawn = set()
     devices = ["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2"]
     devices += ["-device", "vhost-user-rng-pci,chardev=entropy"]
     args = [*connections(daemon, "disk", "entropy"), *devices]
     ivshmem = [(daemon.socket("demo"), 4)]
-    with Guest(image, name="all", ivshmem=ivshmem, args=args, shared=True, cpus=2) as guest:
+    with Guest(image, qemu=qemu, name="all", ivshmem=ivshmem, args=args, shared=True, cpus=2) as guest:
         guest.qmp("set-action", reboot="reset")
         for boot, again in enumerate(("", "by itself", "by reset"), 1):
             if again == "by itself":
@@ -148,14 +153,16 @@ def test_disk_entropy_and_doorbells_in_a_guest_that_reboots(daemon: Daemon, bus:
     until(lambda: property_of(bus, "entropy", "State") == property_of(bus, "disk", "State") == "listening")
 
 
-def test_memory_and_devices_are_plugged_in_and_out_under_load(daemon: Daemon, bus: Busctl, image: Image) -> None:
+def test_memory_and_devices_are_plugged_in_and_out_under_load(
+    daemon: Daemon, bus: Busctl, image: Image, qemu: Qemu
+) -> None:
     args = [word for port in range(3) for word in ("-device", f"pcie-root-port,id=port{port},chassis={port + 1}")]
     args += connections(daemon, "disk", "spare", "entropy")
     args += ["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2,bus=port0,id=first"]
     args += ["-device", "vhost-user-blk-pci,chardev=spare,num-queues=2,bus=port1,id=other"]
     args += ["-device", "vhost-user-rng-pci,chardev=entropy"]
     online = "memhp_default_state=online_movable"
-    with Guest(image, name="plug", args=args, append=online, shared=True, slots=1, cpus=2) as guest:
+    with Guest(image, qemu=qemu, name="plug", args=args, append=online, shared=True, slots=1, cpus=2) as guest:
         guest.ready()
         assert guest.run("cat /sys/block/vda/serial /sys/block/vdb/serial") == "diskspare"
         load = "while dd if=/dev/vda of=/dev/null bs=64k iflag=direct status=none; do :; done"
@@ -202,11 +209,13 @@ def test_memory_and_devices_are_plugged_in_and_out_under_load(daemon: Daemon, bu
     assert [property_of(bus, device, "Errors") for device in ("disk", "spare", "entropy")] == [0, 0, 0]
 
 
-def test_a_disk_comes_back_with_its_daemon_and_outlives_a_guest(daemon: Daemon, bus: Busctl, image: Image) -> None:
+def test_a_disk_comes_back_with_its_daemon_and_outlives_a_guest(
+    daemon: Daemon, bus: Busctl, image: Image, qemu: Qemu
+) -> None:
     devices = ["-device", "vhost-user-blk-pci,chardev=disk,num-queues=1"]
     content = CONTENT
     args = [*connections(daemon, "disk", more=",reconnect=1"), *devices]
-    with Guest(image, name="stays", args=args, shared=True) as guest:
+    with Guest(image, qemu=qemu, name="stays", args=args, shared=True) as guest:
         guest.ready()
         for seed, how in enumerate(("disconnect", "restart"), 50):
             work = disk_work(content, "/dev/vda", seed=seed, steps=80)
@@ -228,7 +237,7 @@ def test_a_disk_comes_back_with_its_daemon_and_outlives_a_guest(daemon: Daemon, 
         guest.run("(while dd if=/dev/vda of=/dev/null bs=64k iflag=direct status=none; do :; done) > /dev/null 2>&1 &")
         until_busy(bus, "disk")
         guest.kill()
-    with Guest(image, name="next", args=[*connections(daemon, "disk"), *devices], shared=True) as guest:
+    with Guest(image, qemu=qemu, name="next", args=[*connections(daemon, "disk"), *devices], shared=True) as guest:
         guest.ready()
         assert property_of(bus, "disk", "FrontendVmName") == "next"
         again = disk_work(content, "/dev/vda", seed=60)

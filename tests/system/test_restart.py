@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.dbusclient import until
 from support.guest.image import Image, build_image
+from support.guest.qemu import Qemu
 from support.guest.vm import Guest
 from support.loadprocess import LoadProcess
 from support.machine.service import UNIT, Service
@@ -85,10 +86,11 @@ def image() -> Image:
     return build_image()
 
 
-def test_a_guest_lives_through_twenty_restarts(service: Service, image: Image, tmp_path: Path) -> None:
+def test_a_guest_lives_through_twenty_restarts(service: Service, image: Image, qemu: Qemu, tmp_path: Path) -> None:
     service.start()
     restart_kinds = (("kill", "--signal=KILL", UNIT), ("restart", UNIT))
-    with Guest(image, name="guest1", ivshmem=[(service.socket(), 4)], log_file=tmp_path / "guest.log") as guest:
+    ivshmem = [(service.socket(), 4)]
+    with Guest(image, qemu=qemu, name="guest1", ivshmem=ivshmem, log_file=tmp_path / "guest.log") as guest:
         (device,) = guest.ready()
         guest.command(f"echo {HOST}")
         guest.write(4096, b"written before")

@@ -22,9 +22,12 @@ COMPLETION_SECONDS = 0.7
 
 
 class Number(_IntType):
-    """A number of bytes: decimal, 0x hexadecimal, or with K, M or G."""
+    """A number, of bytes for instance: decimal, 0x hexadecimal, or with K, M or G."""
 
     name = "number"
+
+    def __init__(self, low: int = 0, high: int = (1 << 63) - 1) -> None:
+        self._low, self._high = low, high
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it, or fail with words."""
@@ -38,7 +41,7 @@ class Number(_IntType):
             number = int(text, 16 if text.lower().startswith("0x") else 10) * factor
         except ValueError:
             self.fail(f"{value!r} is no number; write one such as 4096, 0x1000 or 4K", param, ctx)
-        if not 0 <= number < 1 << 63:
+        if not self._low <= number <= self._high:
             self.fail(f"{value!r} is out of range", param, ctx)
         return number
 

@@ -23,6 +23,7 @@ from .session import Daemon, Refused, Session, json_option, pass_session
 _SERVED = ("region", "device")
 _VECTORS = click.IntRange(1, 1 << 16)
 _QUEUES = click.IntRange(1, 256)
+_SLOT = Number(1, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Wanted:
     device: str | None = None
     vectors: int | None = None
     queues: int | None = None
+    slot: int | None = None
     irq_qompath: str = ""
     bus_qompath: str = ""
 
@@ -47,7 +49,7 @@ class Wanted:
             "--irq-qompath": self.irq_qompath,
             "--bus-qompath": self.bus_qompath,
         }
-        others = about_region if kind == "device" else {"--queues": self.queues}
+        others = about_region if kind == "device" else {"--queues": self.queues, "--slot": self.slot}
         if given := [flag for flag, value in others.items() if value]:
             other = "regions" if kind == "device" else "devices"
             raise Refused(f'"{name}" is a {kind}, and {given[0]} is for {other}; leave it out')
@@ -187,6 +189,9 @@ def qemu_args(
 )
 @click.option("--vectors", type=_VECTORS, metavar="N", help="Doorbells of a region's device. Default: the region's.")
 @click.option("--queues", type=_QUEUES, metavar="N", help="Queues of a device for this guest. Default: all.")
+@click.option(
+    "--slot", type=_SLOT, metavar="N", help="PCI slot of a device that libvirt does not know. Default: one of its own."
+)
 @click.option("--check", is_flag=True, help="Also check that you could connect to the socket.")
 @json_option
 @pass_session
@@ -195,7 +200,7 @@ def libvirt_xml(session: Session, /, name: str, kind: str | None, check: bool, *
 
     For a region that is the <shmem> element, for a disk <disk>, for a network card <interface>: they go into
     <devices>. libvirt knows no other vhost-user devices; for those it is a <qemu:commandline>, which goes into
-    <domain>. Notes, on standard error, say what else the domain needs.
+    <domain>, with a PCI slot that libvirt does not use. Notes, on standard error, say what else the domain needs.
 
     \b
     Examples:
@@ -203,14 +208,19 @@ def libvirt_xml(session: Session, /, name: str, kind: str | None, check: bool, *
       virsh attach-device --config guest1 <(doorbellctl libvirt-xml demo)
       virsh attach-device --config guest1 <(doorbellctl libvirt-xml disk0 --queues 4)
     """
+
+    async def look_up(daemon: Daemon) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        return *await _look_up(daemon, name, kind or ""), (await daemon.describe())["devices"]
+
     wanted = Wanted(**given)
-    found, known = session.run(lambda daemon: _look_up(daemon, name, kind or ""))
+    found, known, devices = session.run(look_up)
     wanted.fits(found, name)
     if check:
         _check(found, known, wanted)
     try:
         if found == "device":
-            xml, notes = paste_devices.libvirt(name, known, wanted.queues)
+            slot = wanted.slot or paste_devices.slot_of(name, devices)
+            xml, notes = paste_devices.libvirt(name, known, wanted.queues, slot)
         else:
             xml, notes = paste.libvirt(name, known, wanted.device or paste.LIBVIRT_DEVICES[0], wanted.vectors)
     except paste.NotPossible as error:

@@ -27,6 +27,10 @@ _MEMORY_ID = "vumem"
 _RECONNECT_SECONDS = 1
 _QUEUE_SIZE_MAX = 1024
 """Entries of a queue in QEMU, at most (VIRTQUEUE_MAX_SIZE). QEMU 10.0 gives every queue so many."""
+_SLOTS = range(0x19, 0x0F, -1)
+"""PCI slots of a guest's first bus that libvirt does not use: it fills the bus from below, and has 0x1a and up for what
+belongs to the machine. It knows nothing of a device that goes past it, which takes the first slot that is free, and
+with it one that libvirt has given away."""
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 Write = Callable[[str, str, Mapping[str, Any], int], Sequence[str]]
@@ -134,10 +138,24 @@ def memory_arguments(size: int) -> list[str]:
     return ["-object", backend, "-machine", f"memory-backend={_MEMORY_ID}"]
 
 
-def libvirt(name: str, device: Mapping[str, Any], queues: int | None = None) -> tuple[str, list[str]]:
+def past_libvirt(virtio_id: int) -> bool:
+    """Whether libvirt has no element for a device."""
+    return virtio_id not in (1, 2)
+
+
+def slot_of(name: str, devices: Mapping[str, Mapping[str, Any]]) -> int:
+    """Choose a PCI slot for a device that goes past libvirt: another for each of *devices*, as far as there are any."""
+    rank = sum(other < name for other, known in devices.items() if past_libvirt(known["virtio-id"]))
+    return _SLOTS[rank % len(_SLOTS)]
+
+
+def libvirt(
+    name: str, device: Mapping[str, Any], queues: int | None = None, slot: int = _SLOTS[0]
+) -> tuple[str, list[str]]:
     """Write what a libvirt domain needs for *device*, and notes.
 
-    Disks and network cards have elements of their own, to go into <devices>; all others go past libvirt.
+    Disks and network cards have elements of their own, to go into <devices>; all others go past libvirt, to a PCI
+    *slot* of their own.
 
     Raises:
         NotPossible: libvirt or QEMU would refuse it.
@@ -166,17 +184,22 @@ def libvirt(name: str, device: Mapping[str, Any], queues: int | None = None) -> 
         case 1:
             return _interface(device, count), [*notes, *_size_notes(device)]
     made = qemu(name, device, queues)
-    arguments = "\n".join(f"  <qemu:arg value={quoteattr(argument)}/>" for argument in made.arguments)
+    *before, driver = made.arguments
+    arguments = "\n".join(f"  <qemu:arg value={quoteattr(each)}/>" for each in (*before, f"{driver},addr={slot:#x}"))
     xml = f'<qemu:commandline xmlns:qemu="{_QEMU_NAMESPACE}">\n{arguments}\n</qemu:commandline>'
     past = (
         f"libvirt has no element for a vhost-user device of type {device['type']}: this goes past it to QEMU, and "
         "stands in <domain>, after <devices>"
     )
+    address = (
+        f"it gets PCI slot {slot:#x}, and libvirt does not know that; should something else of the domain have it, the "
+        "domain does not start: --slot takes another"
+    )
     confined = (
         "libvirt does not know of the socket: where AppArmor or SELinux confine guests, it has to be allowed by hand; "
         "doorbellctl doctor tells how"
     )
-    return xml, [past, *notes, confined, *made.notes]
+    return xml, [past, address, *notes, confined, *made.notes]
 
 
 def _disk(device: Mapping[str, Any], queues: int) -> str:

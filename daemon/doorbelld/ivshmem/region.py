@@ -45,7 +45,6 @@ from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
 from ..fds.vault import Vault
-from ..wire.ivshmem import REFUSAL, encode
 from . import memory
 from .absent import AbsentPeer
 from .admission import CLOSED, Admission
@@ -57,6 +56,7 @@ from .hostpeer import HostPeer
 from .outbox import Leave, Outbox
 from .peer import Arrival, Peer
 from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
+from .refused import Refused, end_connection, send_refusal
 from .relay import Relay
 from .ringing import Ringing
 from .roster import Member, Roster
@@ -108,6 +108,7 @@ class Region(Ringing):
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
         self._closing = False
+        self._refused = Refused(loop)
         self._turns_seen = -1
         self._record: Record | None = None
         self._berth: tuple[FdSet, Vault] | None = None
@@ -166,9 +167,9 @@ class Region(Ringing):
         self._closing = True
         self._door.shut()
         self._listener.close()
+        self.unkeep()  # first: nothing of those who leave now is to be kept
         for peer in list(self.peers.values()):
             self.remove(peer, reason)
-        self.unkeep()
         self.let_go()
 
     def let_go(self) -> None:
@@ -176,6 +177,7 @@ class Region(Ringing):
         self.clearing.cancel()
         self._door.shut()
         self._listener.steal().close()
+        self._refused.close()
         self._courier.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
@@ -324,7 +326,11 @@ class Region(Ringing):
             self._admit(sock, who, arrival)
         except DoorbellError as error:
             self._drop(arrival)
-            self._refuse(str(error), sock, who.program.startswith("qemu"))
+            if who.program.startswith("qemu"):
+                self._refused.tell(sock)
+                self._refuse(str(error))
+            else:
+                self._refuse(str(error), sock)
 
     def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
         return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
@@ -343,16 +349,11 @@ class Region(Ringing):
                 self._record.drop(str(arrival.seq))
 
     def _refuse(self, reason: str, sock: socket.socket | None = None, in_words: bool = False) -> None:
-        """Tell of a refusal, and close the connection if there is one.
-
-        *in_words* sends a version that nobody knows first: QEMU (seen with 7.2) reads an early end of the stream
-        over and over, at full speed, but gives up on a wrong version with an error.
-        """
+        """Tell of a refusal, and close the connection if there is one; *in_words* because it may be a QEMU's."""
         if sock is not None:
-            with contextlib.suppress(OSError):
-                if in_words:
-                    sock.send(encode(REFUSAL), socket.MSG_DONTWAIT)
-            _end(sock)
+            if in_words:
+                send_refusal(sock)
+            end_connection(sock)
         self._emit(PeerRefused(self, reason))
 
     def _admit(
@@ -510,7 +511,7 @@ class Region(Ringing):
                 record.drop(proxies_of(member.vault))
         if self.relay is not None:
             self.relay.forget(member, ended, absent=bool(kept_by))
-        _end(peer.sock)
+        end_connection(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         if not kept_by:
@@ -672,10 +673,3 @@ def _doorbells(vectors: int) -> FdSet:
         return eventfd.make(vectors)
     except OSError as error:
         raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error
-
-
-def _end(sock: socket.socket) -> None:
-    """Close a connection for everybody who has a copy of it."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()

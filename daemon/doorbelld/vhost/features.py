@@ -44,6 +44,9 @@ COMMON = {
 }
 """Bits that mean the same for every type of device (VIRTIO 1.2, 6; vhost-user for 26 and 30)."""
 
+_FORCED = {33: "iommu_platform=on", 34: "packed=on"}
+"""Options with which QEMU 7.2 gives the guest of a vhost-user-rng features that the back-end does not offer."""
+
 
 def offered_features(device: Device) -> int:
     """Return the feature bits that a front-end is offered (GET_FEATURES)."""
@@ -55,6 +58,16 @@ def offered_protocol_features(device: Device) -> ProtocolFeature:
     """Return vhost-user's own feature bits that a front-end is offered (GET_PROTOCOL_FEATURES)."""
     config = ProtocolFeature.CONFIG if device.get_config() else ProtocolFeature(0)
     return EVERYWHERE | config | (device.protocol_features & OPTIONAL)
+
+
+def why_unoffered_fails(accepted: int, offered: int) -> str:
+    """Explain why nothing works with what was accepted though it was not offered; empty if that does no harm."""
+    stray = accepted & ~offered
+    return "".join(
+        f"; {COMMON[bit]} was accepted and is not offered: leave {option} out of QEMU's arguments"
+        for bit, option in _FORCED.items()
+        if stray >> bit & 1
+    )
 
 
 def feature_names(bits: int, own: Mapping[int, str]) -> list[str]:

@@ -57,7 +57,7 @@ from ..wire.vhost_requests import Answer, FrontendRequest, Request
 from .channel import BackChannel, Reactor
 from .device import QUEUE_SIZE_MAX, config_space
 from .engine import Engine
-from .features import offered_features, offered_protocol_features
+from .features import offered_features, offered_protocol_features, why_unoffered_fails
 from .vring import Refused, Ring, check_signal, own_eventfd
 
 STATUS_RESET = 0
@@ -97,6 +97,7 @@ class Session:
         self.rings = [Ring(queue) for queue in engine.queues]
         self.features: int | None = None
         """What the front-end accepted; None before it did."""
+        self._unoffered = ""
         self.protocol_features = ProtocolFeature(0)
         self.status = STATUS_RESET
         self.owned = False
@@ -124,7 +125,7 @@ class Session:
             except SessionEnded:
                 raise
             except (DoorbellError, OSError) as error:
-                return self._refuse(message, str(error))
+                return self._refuse(message, f"{error}{self._unoffered}")
         if payload is not None:
             return message.reply(payload)
         return message.ack() if message.need_reply else None
@@ -144,7 +145,9 @@ class Session:
         return U64(offered_features(self._device))
 
     async def _set_features(self, payload: U64, message: Message) -> None:
-        accepted = payload.value & offered_features(self._device)
+        offered = offered_features(self._device)
+        accepted = payload.value & offered
+        self._unoffered = why_unoffered_fails(payload.value, offered)
         if accepted == self.features:
             return
         async with self._engine.still():

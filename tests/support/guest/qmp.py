@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """QMP, the way in which QEMU is steered: commands with a reply, and events that come in between."""
 
+import contextlib
 import json
 import socket
 import time
@@ -41,7 +42,8 @@ class Qmp:
             self._message(DEADLINE)
             self("qmp_capabilities")
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._sock.sendall(json.dumps({"execute": execute, "arguments": named}).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # told of when nothing more can be read
+            self._sock.sendall(json.dumps({"execute": execute, "arguments": named}).encode() + b"\n")
         while True:
             message = self._message(DEADLINE)
             if "event" in message:
@@ -72,6 +74,8 @@ class Qmp:
             line = self._file.readline()
         except TimeoutError:
             raise QmpError(f"QEMU does not say what is waited for; it said {self._events}") from None
+        except ConnectionResetError:
+            line = b""
         if not line:
             raise QmpError("QEMU hung up")
         message: dict[str, Any] = json.loads(line)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Protocol, Self
 
 from support.needs import require
 
@@ -128,6 +128,22 @@ class _Port:
         self._stream.close()
 
 
+class Process(Protocol):
+    """What of `subprocess.Popen` a guest's process needs."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """Tell its status if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it ends, and tell its status; TimeoutExpired if it does not."""
+
+    def kill(self) -> None:
+        """Kill it."""
+
+
 class Linux:
     """A guest that runs while the `with` block runs; what runs it, a subclass says.
 
@@ -144,23 +160,29 @@ class Linux:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        setpriv = require("setpriv", "util-linux")
         self._log = _Log(self._log_file)
+        console = self._start()
+        self._ports = {
+            "console": _Port("console", console, self._log),
+            "program": _Port("program", self._control.makefile("rb"), self._log),
+        }
+        return self
+
+    def _start(self) -> IO[bytes]:
+        """Start its process; return its console, and leave the process and the way to its program in attributes."""
+        setpriv = require("setpriv", "util-linux")
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [setpriv, "--pdeathsig", "KILL", *self._command(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=self._inherited(theirs.fileno()),
             )
-        assert self._process.stdout is not None
-        self._ports = {
-            "console": _Port("console", self._process.stdout, self._log),
-            "program": _Port("program", self._control.makefile("rb"), self._log),
-        }
-        return self
+        self._process: Process = process
+        assert process.stdout is not None
+        return process.stdout
 
     def _inherited(self, control: int) -> Sequence[int]:
         """Tell which descriptors of ours the process has."""

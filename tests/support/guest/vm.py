@@ -15,9 +15,12 @@ from types import TracebackType
 from typing import Self
 
 from support.guest.image import Image
+from support.guest.qemu import HOST_QEMU, Qemu, ivshmem_arguments, qmp_arguments
 from support.guest.qmp import Qmp
 from support.guest.talk import Linux
-from support.needs import require
+
+KERNEL_WORDS = "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on port=ttyS1 speed=115200"
+"""Of the command line of a kernel whose first serial port is the console, and the second the program's."""
 
 
 class Guest(Linux):
@@ -26,13 +29,14 @@ class Guest(Linux):
     `name` is what QEMU is told with `-name guest=`. `ivshmem` lists the devices as (path of the server's socket, number
     of vectors). `args` are more arguments for QEMU, `append` more words for the kernel's command line. `memory` is in
     MiB; with `shared` QEMU gives vhost-user back-ends its descriptors, and `slots` is how many pieces may be plugged in
-    later. `program` is the program of the image that the guest runs.
+    later. `program` is the program of the image that the guest runs. `qemu` is what runs it.
     """
 
     def __init__(
         self,
         image: Image,
         *,
+        qemu: Qemu = HOST_QEMU,
         name: str = "guest",
         ivshmem: Sequence[tuple[Path | str, int]] = (),
         args: Sequence[str] = (),
@@ -46,6 +50,7 @@ class Guest(Linux):
     ) -> None:
         super().__init__(name, log_file)
         self._image = image
+        self._qemu = qemu
         self._ivshmem = ivshmem
         self._args = args
         self._append = append
@@ -74,20 +79,15 @@ class Guest(Linux):
         return [control, self._monitor.fileno()]
 
     def _command(self, control: int) -> list[str | Path]:
-        qemu = require("qemu-system-x86_64", "qemu-system-x86")
         arguments = ["-name", f"guest={self.name}", "-nodefaults", "-no-user-config", "-no-reboot"]
         arguments += ["-display", "none", "-accel", "tcg", "-smp", str(self._cpus), *self._memory_arguments()]
         arguments += ["-machine", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
         arguments += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
-        words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "intel_iommu=on", "port=ttyS1", "speed=115200"]
-        arguments += ["-append", " ".join([*words, f"program={self._program}", *self._append.split()])]
+        arguments += ["-append", " ".join([KERNEL_WORDS, f"program={self._program}", *self._append.split()])]
         arguments += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
         arguments += ["-chardev", f"socket,id=control,fd={control}", "-serial", "chardev:control"]
-        arguments += ["-chardev", f"socket,id=qmp,fd={self._monitor.fileno()}", "-mon", "qmp,mode=control"]
-        for index, (path, vectors) in enumerate(self._ivshmem):
-            arguments += ["-chardev", f"socket,id=ivshmem{index},path={quoted(path)}"]
-            arguments += ["-device", f"ivshmem-doorbell,chardev=ivshmem{index},vectors={vectors}"]
-        return [qemu, *arguments, *self._args]
+        arguments += qmp_arguments(self._monitor.fileno())
+        return self._qemu.command([*arguments, *ivshmem_arguments(self._ivshmem), *self._args])
 
     def _memory_arguments(self) -> list[str]:
         size = f"{self._memory}M"
@@ -97,8 +97,3 @@ class Guest(Linux):
             return ["-m", size]
         memory = f"memory-backend-memfd,id=memory,size={self._memory}M,share=on"
         return ["-m", size, "-object", memory, "-numa", "node,memdev=memory"]
-
-
-def quoted(path: Path | str) -> str:
-    """Write a path so that it can stand in an option of QEMU's."""
-    return str(path).replace(",", ",,")

@@ -143,7 +143,16 @@ def test_other_devices_go_past_libvirt() -> None:
         "-chardev",
         "socket,path=/run/<x>/s,id=vue",
         "-device",
-        "vhost-user-rng-pci,chardev=vue",
+        "vhost-user-rng-pci,chardev=vue,addr=0x19",
     ]
+    assert "PCI slot 0x19" in notes[1] and "--slot" in notes[1]
+    assert "chardev=vue,addr=0x3" in paste_devices.libvirt("e", device(4, 1, type="rng"), slot=3)[0]
     assert "no element for a vhost-user device of type rng" in notes[0]
     assert any("AppArmor" in note for note in notes)
+
+
+def test_devices_that_go_past_libvirt_have_slots_of_their_own() -> None:
+    devices = {"a": device(4), "b": device(2), "c": device(63), "d": device(1), "e": device(4)}
+    assert [paste_devices.slot_of(name, devices) for name in "ace"] == [0x19, 0x18, 0x17]
+    many = {f"e{number:02}": device(4) for number in range(11)}
+    assert [paste_devices.slot_of(name, many) for name in many] == [*range(0x19, 0xF, -1), 0x19]

@@ -232,6 +232,24 @@ def test_rule_10_features_are_masked_with_what_was_offered(site: DeviceSite) -> 
     assert not backend.offered_features & Feature.LOG_ALL
 
 
+@pytest.mark.parametrize(("bit", "option"), [(33, "iommu_platform=on"), (34, "packed=on")])
+def test_rule_10_what_fails_after_a_feature_that_was_not_offered_names_it(
+    site: DeviceSite, bit: int, option: str
+) -> None:
+    """QEMU 7.2's vhost-user-rng accepts them when it is told so, offered or not."""
+    site.open()
+    f = site.connect()
+    f.negotiate(protocol=NO_ACKS)
+    f.share()
+    f.make_queue(0)
+    f.tell(R.SET_FEATURES, U64(f.features | 1 << bit))
+    f.send(R.SET_VRING_BASE, VringState(0, 0x80008000))  # of a packed ring
+    reason = site.farewell().reason
+    assert re.fullmatch(
+        rf"SET_VRING_BASE: .*VIRTIO_F_\w+ was accepted and is not offered: leave {option} out .*", reason
+    )
+
+
 def test_rule_10_a_type_of_device_has_no_say_in_what_is_not_its_own(site: DeviceSite) -> None:
     """Nothing is offered before it works: not by a mistake of who writes a device either."""
 
