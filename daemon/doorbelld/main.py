@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 
 import click
-import structlog
 
 from . import __version__
 from .config.loader import Config, load, load_layered
@@ -18,11 +17,12 @@ from .config.sources import FOLDERS
 from .daemon import Daemon
 from .errors import InvalidOptions
 from .fds.keeper import Kept
-from .log import LEVELS, set_up
+from .log import LEVELS, catch_all, get_logger, set_up
 from .service import anew, store
 from .service.journal import Journal
+from .stdio import shield
 
-log = structlog.get_logger()
+log = get_logger()
 
 _EPILOG = """\b
 Exit status:
@@ -62,7 +62,8 @@ Exit status:
 def main(file: str | None, root: str | None, bus: str, log_level: str | None, check: bool, exec_restart: bool) -> None:
     """Serve shared memory, doorbells (ivshmem) and virtio devices (vhost-user) to virtual machines and host processes.
 
-    SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it.
+    SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it. Closing the terminal in
+    whose foreground it runs stops it too, unless nohup or setsid started it.
 
     Where systemd keeps its descriptors, a restart is not noticed by anybody. Where there is no systemd, --exec-restart
     does the same.
@@ -92,7 +93,9 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     if config is None and (check or not len(kept)):
         click.echo(trouble, err=True)
         sys.exit(os.EX_CONFIG)
+    shield("stdout", "stderr")
     set_up(log_level or (config.daemon.log_level if config is not None else LEVELS[1]), Journal.of_stderr())
+    catch_all()
     if config is None:
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
     sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart)))
