@@ -26,12 +26,11 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .bus.address import resolve
 from .bus.connection import Connection
-from .bus.private import PrivateBus
 from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import limits
@@ -48,10 +47,19 @@ from .service.store import DescriptorStore, Sockets, room
 from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
 
+if TYPE_CHECKING:
+    from .bus.private import PrivateBus
+
 log = get_logger()
 
 _TURNS = 3
 """Turns of the loop after which what a signal that has come has set off has happened."""
+
+
+def _private_bus(runtime_directory: str) -> PrivateBus:
+    from .bus.private import PrivateBus  # late, with ctypes and shutil, which a service does not need
+
+    return PrivateBus(runtime_directory)
 
 
 class Daemon:
@@ -80,7 +88,7 @@ class Daemon:
         notify = notifier()
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
-        self._private = PrivateBus(settings.runtime_directory) if bus == "private" else None
+        self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
         self._watchdog = Watchdog(self._loop, self._readiness, lambda: self._host.stuck)
