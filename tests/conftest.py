@@ -5,12 +5,34 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import surroundings
+
+HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the surroundings of whoever runs the tests, before any of them is imported.
+
+    The working directory is an empty one; pytest itself knows where it was started.
+    """
+    home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="dbhome"))
+    surroundings.forget(os.environ, home)
+    os.umask(0o022)
+    os.chdir(home)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    if home := config.stash.get(HOME, None):
+        os.chdir("/")
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

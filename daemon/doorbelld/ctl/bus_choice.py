@@ -15,6 +15,7 @@ from ..errors import BusUnavailable
 from .session import BUS_WORDS, Failure
 
 VARIABLE = "DOORBELLD_BUS"
+SERVICE_BUS = "/run/doorbelld/bus"
 _CURE = (
     "start it (systemctl start doorbelld; or, without root, doorbelld --bus private), "
     f"or name its bus with --bus or ${VARIABLE}"
@@ -34,7 +35,7 @@ def private_sockets() -> list[str]:
         places.append(os.path.join(directory, "doorbelld/bus"))
     if sys.prefix != sys.base_prefix:  # a virtual environment: that of a checkout, beside which `make run` runs
         places.append(os.path.join(os.path.dirname(sys.prefix), "run/bus"))
-    places.append("/run/doorbelld/bus")
+    places.append(SERVICE_BUS)
     return places
 
 
