@@ -34,7 +34,7 @@ setup: $(STAMP) ## Make the virtual environment and build the native module.
 run: $(STAMP) ## Serve a demonstration region on a message bus of its own, in ./run; Ctrl-C stops it.
 	@mkdir -p $(RUN)
 	@sed 's|@RUN@|$(RUN)|' config/demo.toml > $(RUN)/doorbelld.toml
-	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private
+	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private --exec-restart
 
 check: lint test-unit ## Run the linters and the unit tests: a few minutes.
 

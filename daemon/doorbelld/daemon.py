@@ -9,7 +9,8 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 3. The configuration's regions, devices, clients and flat devices are held against those that there are, and the
    difference is made, regions first, since a client may join one [73 if nothing was kept and one can't be made: then
    nobody loses anything by our end].
-4. The bus is joined and the name owned [69 if it can't be].
+4. The bus is joined and the name owned [69 if it can't be, and before step 3 if another daemon has its own bus where
+   ours is to be].
 5. Ready: sd_notify, and a line in the log.
 
 From then on only a signal ends it: SIGTERM or SIGINT stops, SIGHUP reads the configuration again, and, where
@@ -121,12 +122,14 @@ class Daemon:
                 log.error("state of a region can't be used", reason=str(error))
                 return os.EX_DATAERR
             revived = bool(self._host.regions or self._host.clients or self._host.flats)
-            async with self._reloading:  # a SIGHUP that comes early waits
-                made = await self._begin()
-            if not made and not revived:
-                return os.EX_CANTCREAT
             connection = Connection(self._host, self._loop, self._locate, self.reload)
             try:
+                if self._private is not None and not revived:
+                    self._private.make_way()  # first: where another daemon runs, nothing is served
+                async with self._reloading:  # a SIGHUP that comes early waits
+                    made = await self._begin()
+                if not made and not revived:
+                    return os.EX_CANTCREAT
                 address = await connection.start()
             except BusUnavailable as error:
                 log.error("no message bus", reason=str(error))
@@ -137,7 +140,7 @@ class Daemon:
             if self._private is not None and not revived:
                 from .guide import text as guide  # not on the way of a start that is waited for
 
-                print(guide(self._host, address))
+                print(guide(self._host, address, restarts=self._exec_restart))
             self._keep_bus = lambda: self._loop.create_task(connection.keep())
             self._bus_keeper = self._keep_bus()
             await self._stop.wait()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import click
 
 from . import __version__
-from .config.loader import Config, load, load_layered
+from .config.loader import RUNTIME_DIRECTORY, Config, load, load_layered
 from .config.sources import FOLDERS
 from .daemon import Daemon
 from .errors import InvalidOptions
@@ -53,7 +54,8 @@ Exit status:
     default="system",
     show_default=True,
     metavar="BUS",
-    help="system, session, private (a bus of our own, in the runtime directory), or a D-Bus address.",
+    help="system, session, private (a bus of our own, in the runtime directory, by default below $XDG_RUNTIME_DIR for "
+    "users other than root), or a D-Bus address.",
 )
 @click.option("--log-level", type=click.Choice(LEVELS), help="Default: what the configuration says, else info.")
 @click.option("--check", is_flag=True, help="Check the configuration, say what is wrong with it, and exit.")
@@ -72,7 +74,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         raise click.UsageError("--root is for --check without --config: it looks at the files of another host")
 
     def read() -> Config:
-        return load(file) if file is not None else load_layered(root or "/")
+        config = load(file) if file is not None else load_layered(root or "/")
+        return _at_home(config) if bus == "private" and root is None else config
 
     config, trouble = None, ""
     try:
@@ -99,6 +102,15 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     if config is None:
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
     sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart)))
+
+
+def _at_home(config: Config) -> Config:
+    """Have a user's daemon with a bus of its own be in the user's runtime directory, unless *config* says where."""
+    home = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.geteuid() == 0 or not os.path.isabs(home) or config.daemon.runtime_directory != RUNTIME_DIRECTORY:
+        return config
+    settings = dataclasses.replace(config.daemon, runtime_directory=os.path.join(home, "doorbelld"))
+    return dataclasses.replace(config, daemon=settings)
 
 
 async def _serve(

@@ -94,7 +94,7 @@ class Connection:
         try:
             bus = await connect(address)
         except Exception as error:  # whatever the libraries raise, EOFError for one
-            reason = str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BusUnavailable(
                 f"no message bus at {address}: {reason}; is it running? --bus names another"
             ) from error
