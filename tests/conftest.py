@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 from support import surroundings
 
 HOME = pytest.StashKey[Path]()
@@ -22,10 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The working directory is an empty one; pytest itself knows where it was started.
     """
+    set_hypothesis_home_dir(config.rootpath / ".hypothesis")
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="dbhome"))
     surroundings.forget(os.environ, home)
     os.umask(0o022)
-    os.chdir(home)
+    if not config.getoption("numprocesses", None):  # pytest-xdist starts its workers here
+        os.chdir(home)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
