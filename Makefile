@@ -15,7 +15,7 @@ GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py qemu_devices
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit test-integration test-guest test-system sanitize fuzz bench lint build debug clean install uninstall
+.PHONY: help setup run check test test-unit test-integration test-guest test-system sanitize fuzz bench lint build debug clean install uninstall
 
 help: ## Show this help.
 	@echo "doorbelld: try it with 'make run', test it with 'make test'."
@@ -34,13 +34,15 @@ setup: $(STAMP) ## Make the virtual environment and build the native module.
 run: $(STAMP) ## Serve a demonstration region on a message bus of its own, in ./run; Ctrl-C stops it.
 	@mkdir -p $(RUN)
 	@sed 's|@RUN@|$(RUN)|' config/demo.toml > $(RUN)/doorbelld.toml
-	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private
+	@exec $(BIN)/doorbelld --config $(RUN)/doorbelld.toml --bus private --exec-restart
 
-test: $(STAMP) ## Install what the tests need and run them all.
+check: lint test-unit ## Run the linters and the unit tests: a few minutes.
+
+test: lint ## Install what the tests need, run the linters and all tests.
 	@packaging/prerequisites setup test system
 	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q
 
-test-unit: $(STAMP) ## Run the unit tests and the linters only.
+test-unit: $(STAMP) ## Run the unit tests only.
 	$(BIN)/pytest -q tests/unit
 
 test-integration: $(STAMP) ## Run the tests against real processes, without guests.
@@ -65,7 +67,10 @@ bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@for one in join_storm client dbus_notify objects startup journal restart relay blk rng loopback devices; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
-	$(BIN)/pytest -q tests/unit/test_linters.py
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --strict
+	$(BIN)/reuse lint --lines
 
 build: $(STAMP) ## Build a wheel into dist/.
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -50,7 +50,7 @@ def benchmark(options: Options, report: Report) -> None:
     report.add(Row("start to greeting", greeted * 1e3, "ms"))
     report.add(Row("start to bus name", owned * 1e3, "ms"))
     report.add(Row("start to serving", max(greeted, owned) * 1e3, "ms", target=400))
-    report.add(Row("idle resident memory", rss, "MB", target=45))
+    report.add(Row("idle resident memory", rss, "MB", target=39))
 
 
 if __name__ == "__main__":

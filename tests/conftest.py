@@ -5,13 +5,38 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+from support import surroundings
 from support.guest.qemu import QEMUS, Qemu
+
+HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the surroundings of whoever runs the tests, before any of them is imported.
+
+    The working directory is an empty one; pytest itself knows where it was started.
+    """
+    set_hypothesis_home_dir(config.rootpath / ".hypothesis")
+    home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="dbhome"))
+    surroundings.forget(os.environ, home)
+    os.umask(0o022)
+    if not config.getoption("numprocesses", None):  # pytest-xdist starts its workers here
+        os.chdir(home)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    if home := config.stash.get(HOME, None):
+        os.chdir("/")
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

@@ -9,12 +9,14 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 3. The configuration's regions, devices, clients and flat devices are held against those that there are, and the
    difference is made, regions first, since a client may join one [73 if nothing was kept and one can't be made: then
    nobody loses anything by our end].
-4. The bus is joined and the name owned [69 if it can't be].
+4. The bus is joined and the name owned [69 if it can't be, and before step 3 if another daemon has its own bus where
+   ours is to be].
 5. Ready: sd_notify, and a line in the log.
 
-From then on nothing but a signal ends it: SIGTERM or SIGINT stops, SIGHUP reads the configuration again, and, where
-that was asked for, SIGUSR2 executes the program anew in the same process. SIGTERM may be half of a restart, which
-can't be told: what systemd keeps is left as it is, and systemd itself lets go of it if this is the end.
+From then on only a signal ends it: SIGTERM or SIGINT stops, SIGHUP reads the configuration again, and, where
+that was asked for, SIGUSR2 executes the program again in the same process. A SIGHUP that says that the terminal was
+closed in whose foreground the daemon runs stops it too. SIGTERM may be half of a restart, which can't be told: what
+systemd keeps is left as it is, and systemd itself lets go of it if this is the end.
 """
 
 from __future__ import annotations
@@ -25,15 +27,11 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import click
-import structlog
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .bus.address import resolve
 from .bus.connection import Connection
-from .bus.private import PrivateBus
 from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import limits
@@ -42,16 +40,27 @@ from .fds.ledger import NewerState
 from .host.host import Host
 from .host.plan import Plan, make_plan
 from .ivshmem.spec import RegionSpec
+from .log import get_logger
 from .service import anew
 from .service.chronicle import Chronicle
 from .service.readiness import Readiness, Watchdog, notifier
 from .service.store import DescriptorStore, Sockets, room
+from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
 
-log = structlog.get_logger()
+if TYPE_CHECKING:
+    from .bus.private import PrivateBus
+
+log = get_logger()
 
 _TURNS = 3
 """Turns of the loop after which what a signal that has come has set off has happened."""
+
+
+def _private_bus(runtime_directory: str) -> PrivateBus:
+    from .bus.private import PrivateBus  # late, with ctypes and shutil, which a service does not need
+
+    return PrivateBus(runtime_directory)
 
 
 class Daemon:
@@ -80,7 +89,7 @@ class Daemon:
         notify = notifier()
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
-        self._private = PrivateBus(settings.runtime_directory) if bus == "private" else None
+        self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
         self._watchdog = Watchdog(self._loop, self._readiness, lambda: self._host.stuck)
@@ -89,6 +98,8 @@ class Daemon:
         self._bus_keeper: asyncio.Task[None] | None = None
         self._exec_restart = exec_restart
         self._stop = asyncio.Event()
+        self._stop_reason = ""
+        self._terminal = ForegroundTerminal.find()
         self._executing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._host.listen(Chronicle(self._loop.call_later).hear)
@@ -99,8 +110,8 @@ class Daemon:
         # a signal is for the loop's thread: no other takes one that would then be lost in an execve(2)
         self._loop.set_default_executor(ThreadPoolExecutor(initializer=anew.hold))
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_on_signal)
+            self._loop.add_signal_handler(number, self._stop_because, number.name)
+        self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._exec_restart:
             self._loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._execute_anew)
         anew.release()
@@ -111,12 +122,14 @@ class Daemon:
                 log.error("state of a region can't be used", reason=str(error))
                 return os.EX_DATAERR
             revived = bool(self._host.regions or self._host.clients or self._host.flats)
-            async with self._reloading:  # a SIGHUP that comes early waits
-                made = await self._begin()
-            if not made and not revived:
-                return os.EX_CANTCREAT
             connection = Connection(self._host, self._loop, self._locate, self.reload)
             try:
+                if self._private is not None and not revived:
+                    self._private.make_way()  # first: where another daemon runs, nothing is served
+                async with self._reloading:  # a SIGHUP that comes early waits
+                    made = await self._begin()
+                if not made and not revived:
+                    return os.EX_CANTCREAT
                 address = await connection.start()
             except BusUnavailable as error:
                 log.error("no message bus", reason=str(error))
@@ -127,12 +140,12 @@ class Daemon:
             if self._private is not None and not revived:
                 from .guide import text as guide  # not on the way of a start that is waited for
 
-                click.echo(guide(self._host, address))
+                print(guide(self._host, address, restarts=self._exec_restart))
             self._keep_bus = lambda: self._loop.create_task(connection.keep())
             self._bus_keeper = self._keep_bus()
             await self._stop.wait()
             self._readiness.stopping()
-            log.info("stopping")
+            log.info("stopping", reason=self._stop_reason)
             self._bus_keeper.cancel()
             connection.close()
             return os.EX_OK
@@ -162,6 +175,17 @@ class Daemon:
         task = self._loop.create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _stop_because(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        self._stop.set()
+
+    def _hang_up(self) -> None:
+        """Handle SIGHUP: reload, or stop if our terminal was closed."""
+        if self._terminal is not None and self._terminal.hung_up():
+            self._stop_because("its terminal was closed")
+        else:
+            self._in_background(self._reload_on_signal)
 
     # At the start
 

@@ -17,8 +17,8 @@ from .host.host import Host
 from .ivshmem.spec import in_units
 
 
-def text(host: Host, address: str) -> str:
-    """Say what *host* serves on the bus at *address*, how to attach to it, and how to ring."""
+def text(host: Host, address: str, *, restarts: bool = False) -> str:
+    """Say what *host* serves on the bus at *address*, how to attach to it, how to ring, and, if it *restarts*, how."""
     ctl = f"{_beside_us('doorbellctl')} --bus {shlex.quote(address)}"
     lines = ["", "doorbelld serves, on a message bus of its own. Ctrl-C stops it."]
     for region in host.regions.values():
@@ -54,11 +54,16 @@ def text(host: Host, address: str) -> str:
         f"    {ctl} selftest",
         "",
     ]
+    if restarts:
+        lines += ["Restart it, peers stay:", f"    kill -USR2 {os.getpid()}", ""]
     return "\n".join(lines)
 
 
 def _beside_us(program: str) -> str:
-    """Name *program* as one would type it here: it lies where we do."""
-    path = Path(sys.argv[0]).absolute().with_name(program)
-    relative = os.path.relpath(path)
-    return shlex.quote(relative if not relative.startswith("..") else str(path))
+    """Name *program* as one would type it here: it is beside this one, or beside the interpreter, or in $PATH."""
+    for ours in (sys.argv[0], sys.executable):
+        path = Path(ours).absolute().with_name(program)
+        if path.exists():
+            relative = os.path.relpath(path)
+            return shlex.quote(relative if not relative.startswith("..") else str(path))
+    return program

@@ -1,31 +1,65 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One way to log: structlog, an event at a time, in lines on standard error or into a sink such as the journal.
+"""Logging: structlog's loggers, one event at a time, into a sink. Logging never raises and never blocks.
 
-Modules take ``structlog.get_logger()`` and give a sentence and key-value pairs. `Limiter` is for what strangers can
-cause at will: it lets a burst through and then counts.
+Modules take `get_logger` and give a sentence and key-value pairs. `Limiter` is for what strangers can cause at will:
+it lets a burst through and then counts.
 
-Where events go is decided once, by `set_up`. A `Sink` gets them unrendered, with the place in the source that they
-come from: the stack is walked past the frames of structlog and of this module, so that a line which went through a
-`Limiter` comes from whoever called it. What libraries say through the standard ``logging`` goes the same way.
+A `Sink` gets each event unrendered, with the place in the source that it comes from: the stack is walked past the
+frames of structlog and of this module, so that a line that went through a `Limiter` comes from its caller. There are
+two: `Console`, which writes lines to standard error (see `stdio`), and ``service.journal``. `set_up` chooses one.
+`catch_all` sends there what Python itself would write to standard error: warnings, and exceptions that nobody caught.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import logging
+import os
 import sys
 import syslog
+import threading
 import time
+import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
+from . import stdio
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+    from types import TracebackType
+
+
+def _import_structlog() -> None:
+    """Import structlog without rich, which it imports where it is installed (6 MB, 66 modules).
+
+    It needs rich for coloured tracebacks only, and goes without it if the import fails.
+    """
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog  # noqa: F401
+    finally:
+        del sys.modules["rich"]
+
+
+_import_structlog()
+
+import structlog  # noqa: E402
 
 LEVELS = ("debug", "info", "warning", "error")
 
 KEPT_BACK = "kept back lines of the log"
-"""What a `Limiter` says when it has held its tongue."""
+"""What a `Limiter` says when it kept lines back."""
+LOST = "log lines were lost"
+"""What a sink says when it could not write lines."""
+UNPRINTABLE = "an event could not be logged"
+"""What is logged in place of an event that a sink could not take, such as one with a value that can't be printed."""
 THE_REST = "everything else"
 """The key under which a `Limiter` counts what it has no room to tell apart."""
 
@@ -36,58 +70,83 @@ Sink = Callable[[int, str, dict[str, Any], Where], None]
 Later = Callable[[float, Callable[[], None]], object]
 """Calls a function after some seconds, as the event loop's ``call_later`` does."""
 
+get_logger = structlog.get_logger
+
 
 def set_up(level: str, sink: Sink | None = None) -> None:
     """Log from *level* up: into *sink*, or without one to standard error, in colour if that is a terminal."""
     number = getattr(logging, level.upper())
-    if sink is None:
-        colors = sys.stderr.isatty()
-        processors: list[structlog.typing.Processor] = [
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if colors else "iso"),
-            structlog.dev.ConsoleRenderer(
-                colors=colors, pad_event_to=0, pad_level=False, exception_formatter=structlog.dev.plain_traceback
-            ),
-        ]
-        factory: Callable[..., Any] = structlog.WriteLoggerFactory(file=sys.stderr)
-        handlers = None
-    else:
-        feeder = _Feeder(sink)
-        processors, factory, handlers = [], lambda *_: feeder, [_Handler(sink)]
+    feeder = _Feeder(sink or Console(stdio.stderr()))
     structlog.configure(
-        processors=processors,
+        processors=[],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=factory,
+        logger_factory=lambda *_: feeder,
         cache_logger_on_first_use=False,  # saves less than a microsecond, and what is cached can't be set up again
     )
-    logging.basicConfig(
-        level=max(number, logging.WARNING),
-        format="%(levelname)s %(name)s: %(message)s",
-        handlers=handlers,
-        force=True,
-    )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Handler(feeder)], force=True)
+
+
+def catch_all() -> None:
+    """Log what Python would write to standard error by itself, from now until the process ends."""
+    log = get_logger()
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        log.critical("uncaught exception", exc_info=(kind, error, trace))
+
+    def uncaught_in_thread(given: threading.ExceptHookArgs) -> None:
+        if given.exc_type is not SystemExit:
+            name = given.thread.name if given.thread is not None else "unknown"
+            exc_info = (given.exc_type, given.exc_value, given.exc_traceback)
+            log.critical("uncaught exception", thread=name, exc_info=exc_info)
+
+    def unraisable(given: UnraisableHookArgs) -> None:
+        exc_info = (given.exc_type, given.exc_value, given.exc_traceback)
+        log.error("exception ignored", at=_shown(given.object), reason=given.err_msg or "", exc_info=exc_info)
+
+    sys.excepthook = uncaught
+    threading.excepthook = uncaught_in_thread
+    sys.unraisablehook = unraisable
+    logging.captureWarnings(True)
+    if faulthandler.is_enabled():
+        faulthandler.enable(stdio.stderr().writing_fd)
 
 
 class _Feeder:
-    """The logger that structlog wraps: gives each event to a sink."""
+    """The logger that structlog wraps: gives each event to a sink, and lets no exception out."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
     def debug(self, event: str, **values: Any) -> None:
-        self._sink(syslog.LOG_DEBUG, event, values, _caller())
+        self.feed(syslog.LOG_DEBUG, event, values, _caller())
 
     def info(self, event: str, **values: Any) -> None:
-        self._sink(syslog.LOG_INFO, event, values, _caller())
+        self.feed(syslog.LOG_INFO, event, values, _caller())
 
     def warning(self, event: str, **values: Any) -> None:
-        self._sink(syslog.LOG_WARNING, event, values, _caller())
+        self.feed(syslog.LOG_WARNING, event, values, _caller())
 
     def error(self, event: str, **values: Any) -> None:
-        self._sink(syslog.LOG_ERR, event, values, _caller())
+        self.feed(syslog.LOG_ERR, event, values, _caller())
 
     def critical(self, event: str, **values: Any) -> None:
-        self._sink(syslog.LOG_CRIT, event, values, _caller())
+        self.feed(syslog.LOG_CRIT, event, values, _caller())
+
+    def feed(self, priority: int, event: str, values: dict[str, Any], where: Where) -> None:
+        """Give an event to the sink."""
+        try:
+            self._sink(priority, event, values, where)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                reason = {"of": _shown(event), "reason": type(error).__name__}
+                self._sink(min(priority, syslog.LOG_ERR), UNPRINTABLE, reason, where)
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # of a third-party class
+        return f"<{type(value).__name__}>"
 
 
 def _caller() -> Where:
@@ -105,19 +164,20 @@ def _caller() -> Where:
 class _Handler(logging.Handler):
     """Gives to a sink what libraries log."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, feeder: _Feeder) -> None:
         super().__init__()
-        self._sink = sink
+        self._feeder = feeder
 
     def emit(self, record: logging.LogRecord) -> None:
+        values: dict[str, Any] = {"logger": record.name}
+        if record.exc_info:
+            values["exc_info"] = record.exc_info
         try:
-            values: dict[str, Any] = {"logger": record.name}
-            if record.exc_info:
-                values["exc_info"] = record.exc_info
-            where = (record.pathname, record.lineno, record.funcName)
-            self._sink(_priority(record.levelno), record.getMessage(), values, where)
-        except Exception:  # as each handler does: what can't be formatted is told on standard error, and nothing ends
-            self.handleError(record)
+            text = record.getMessage()
+        except Exception as error:  # the arguments do not fit the format
+            text = UNPRINTABLE
+            values |= {"of": _shown(record.msg), "args": _shown(record.args), "reason": type(error).__name__}
+        self._feeder.feed(_priority(record.levelno), text, values, (record.pathname, record.lineno, record.funcName))
 
 
 def _priority(level: int) -> int:
@@ -128,6 +188,80 @@ def _priority(level: int) -> int:
     if level >= logging.WARNING:
         return syslog.LOG_WARNING
     return syslog.LOG_INFO if level >= logging.INFO else syslog.LOG_DEBUG
+
+
+def exception_of(given: object) -> BaseException | None:
+    """Find the exception in what was given as ``exc_info``: itself, what `sys.exc_info` returns, or True."""
+    if isinstance(given, tuple):
+        given = given[1]
+    elif given is True:
+        given = sys.exc_info()[1]
+    return given if isinstance(given, BaseException) else None
+
+
+class Console:
+    """A sink that writes a line for each event to *output*: the time, [level], the sentence, KEY=VALUE by their keys.
+
+    What *output* does not take at once is dropped and counted, and the next line that it takes is preceded by one
+    that tells how many were lost.
+    """
+
+    _LEVELS = {  # noqa: RUF012  (nobody changes it)
+        syslog.LOG_DEBUG: ("debug", "32"),
+        syslog.LOG_INFO: ("info", "32"),
+        syslog.LOG_WARNING: ("warning", "33"),
+        syslog.LOG_ERR: ("error", "31"),
+        syslog.LOG_CRIT: ("critical", "31"),
+    }
+
+    def __init__(self, output: stdio.Output, *, colors: bool | None = None) -> None:
+        """Write in colour if *colors* says so; by default on a terminal, unless ``$NO_COLOR`` is set."""
+        self._output = output
+        self._colors = colors if colors is not None else _wants_colors(output)
+
+    def __call__(self, priority: int, event: str, values: dict[str, Any], where: Where) -> None:
+        """Write an event, or count it as lost."""
+        output, text = self._output, self._render(priority, event, values)
+        if lost := output.lost:
+            text = self._render(syslog.LOG_WARNING, LOST, {"count": lost}) + text
+        if output.put(text.encode(errors="backslashreplace")):
+            output.lost -= lost
+        else:
+            output.lost += 1
+
+    def _render(self, priority: int, event: str, values: dict[str, Any]) -> str:
+        now = datetime.now(UTC)
+        time = now.strftime("%H:%M:%S.%f") if self._colors else now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        level, color = self._LEVELS[priority]
+        paint = self._paint
+        words = [paint("2", time), f"[{paint(color, level)}]", paint("1", _printable(str(event)))]
+        error = exception_of(values.get("exc_info"))
+        for key in sorted(values):
+            if key != "exc_info":
+                words.append(f"{paint('36', key)}={paint('35', _value(values[key]))}")
+        line = " ".join(words) + "\n"
+        return line if error is None else line + _printable("".join(traceback.format_exception(error)))
+
+    def _paint(self, color: str, text: str) -> str:
+        return f"\x1b[{color}m{text}\x1b[0m" if self._colors else text
+
+
+def _wants_colors(output: stdio.Output) -> bool:
+    return output.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal could take for a command; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
+def _value(value: object) -> str:
+    """Show a value: a text as it is if it is one plain word, else quoted, with all that is odd escaped."""
+    if not isinstance(value, str):
+        return _printable(repr(value))
+    return value if value.isprintable() and value and not set(value) & set(" =\"'") else repr(value)
 
 
 class _Window:

@@ -5,24 +5,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 
 import click
-import structlog
 
 from . import __version__
-from .config.loader import Config, load, load_layered
+from .config.loader import RUNTIME_DIRECTORY, Config, load, load_layered
 from .config.sources import FOLDERS
 from .daemon import Daemon
 from .errors import InvalidOptions
 from .fds.keeper import Kept
-from .log import LEVELS, set_up
+from .log import LEVELS, catch_all, get_logger, set_up
 from .service import anew, store
 from .service.journal import Journal
+from .stdio import shield
 
-log = structlog.get_logger()
+log = get_logger()
 
 _EPILOG = """\b
 Exit status:
@@ -53,7 +54,8 @@ Exit status:
     default="system",
     show_default=True,
     metavar="BUS",
-    help="system, session, private (a bus of our own, in the runtime directory), or a D-Bus address.",
+    help="system, session, private (a bus of our own, in the runtime directory, by default below $XDG_RUNTIME_DIR for "
+    "users other than root), or a D-Bus address.",
 )
 @click.option("--log-level", type=click.Choice(LEVELS), help="Default: what the configuration says, else info.")
 @click.option("--check", is_flag=True, help="Check the configuration, say what is wrong with it, and exit.")
@@ -62,7 +64,8 @@ Exit status:
 def main(file: str | None, root: str | None, bus: str, log_level: str | None, check: bool, exec_restart: bool) -> None:
     """Serve shared memory, doorbells (ivshmem) and virtio devices (vhost-user) to virtual machines and host processes.
 
-    SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it.
+    SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it. Closing the terminal in
+    whose foreground it runs stops it too, unless nohup or setsid started it.
 
     Where systemd keeps its descriptors, a restart is not noticed by anybody. Where there is no systemd, --exec-restart
     does the same.
@@ -71,7 +74,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         raise click.UsageError("--root is for --check without --config: it looks at the files of another host")
 
     def read() -> Config:
-        return load(file) if file is not None else load_layered(root or "/")
+        config = load(file) if file is not None else load_layered(root or "/")
+        return _at_home(config) if bus == "private" and root is None else config
 
     config, trouble = None, ""
     try:
@@ -92,10 +96,21 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     if config is None and (check or not len(kept)):
         click.echo(trouble, err=True)
         sys.exit(os.EX_CONFIG)
+    shield("stdout", "stderr")
     set_up(log_level or (config.daemon.log_level if config is not None else LEVELS[1]), Journal.of_stderr())
+    catch_all()
     if config is None:
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
     sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart)))
+
+
+def _at_home(config: Config) -> Config:
+    """Have a user's daemon with a bus of its own be in the user's runtime directory, unless *config* says where."""
+    home = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.geteuid() == 0 or not os.path.isabs(home) or config.daemon.runtime_directory != RUNTIME_DIRECTORY:
+        return config
+    settings = dataclasses.replace(config.daemon, runtime_directory=os.path.join(home, "doorbelld"))
+    return dataclasses.replace(config, daemon=settings)
 
 
 async def _serve(

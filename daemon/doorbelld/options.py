@@ -11,7 +11,6 @@ converters below are pure functions from a raw value to a typed one; they raise 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -181,5 +180,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _did_you_mean(key: str, known: list[str]) -> str:
+    import difflib  # for a mistake only
+
     close = difflib.get_close_matches(key.replace("_", "-"), known, 1)
     return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(sorted(known))}"

@@ -28,6 +28,7 @@ from doorbelld.ctl.app import SECTIONS
 from support.busctl import Busctl
 from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
+from support.surroundings import ctl_elsewhere
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 CONFIG = "[region.demo]\n"
@@ -40,13 +41,12 @@ class Ctl:
 
     def __init__(self, bus: str) -> None:
         self.environment = {**os.environ, "DOORBELLD_BUS": bus}
-        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
-            self.environment.pop(name, None)
+        self.command = [str(BIN / "doorbellctl")]
 
     def feed(self, data: bytes, *words: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
         """Run it in pipes, with *data* as its input."""
         return subprocess.run(
-            [BIN / "doorbellctl", *map(str, words)],
+            [*self.command, *map(str, words)],
             input=data,
             capture_output=True,
             timeout=DEADLINE,
@@ -528,19 +528,30 @@ def test_monitor_outlives_the_daemon_and_its_bus(short_path: Path) -> None:
 # Which daemon
 
 
-def test_no_daemon_says_where_it_was_looked_for(ctl: Ctl, short_path: Path) -> None:
+@pytest.fixture
+def elsewhere(ctl: Ctl, short_path: Path) -> Ctl:
+    """A doorbellctl that does not find what runs on this host."""
+    made = Ctl("auto")
+    made.command = ctl_elsewhere(short_path)
+    return made
+
+
+def test_no_daemon_says_where_it_was_looked_for(elsewhere: Ctl, short_path: Path) -> None:
+    ctl = elsewhere
     environment = {"DOORBELLD_BUS": "auto", "XDG_RUNTIME_DIR": str(short_path)}
     environment["DBUS_SYSTEM_BUS_ADDRESS"] = f"unix:path={short_path}/system"
     said = ctl.refused(status=69, **environment)
     assert f"unix:path={short_path}/system" in said
     assert f"{short_path}/doorbelld/bus" in said
-    assert f"{Path(sys.prefix).parent}/run/bus" in said
+    assert f"{short_path}/run/bus" in said
+    assert f"{short_path}/service/bus" in said
     assert "systemctl start doorbelld" in said
     for words in (["peers", "demo"], ["monitor"], ["selftest"], ["--bus", "system"], ["--bus", "private", "reload"]):
         assert "no doorbelld" in ctl.refused(*words, status=69, **environment)
 
 
-async def test_a_bus_without_the_daemon(short_path: Path, ctl: Ctl) -> None:
+async def test_a_bus_without_the_daemon(short_path: Path, elsewhere: Ctl) -> None:
+    ctl = elsewhere
     bus = PrivateBus(str(short_path))
     address = await bus.ensure()
     try:
@@ -561,7 +572,8 @@ def test_a_pipe_that_closes_ends_it_quietly(ctl: Ctl) -> None:
         assert done.stderr == b""
 
 
-def test_the_daemon_is_found_where_it_usually_is(ctl: Ctl, daemon: Daemon, short_path: Path) -> None:
+def test_the_daemon_is_found_where_it_usually_is(elsewhere: Ctl, daemon: Daemon, short_path: Path) -> None:
+    ctl = elsewhere
     nowhere = f"unix:path={short_path}/none"
     (short_path / "doorbelld").symlink_to(daemon.runtime)
     there = {"DOORBELLD_BUS": "auto", "XDG_RUNTIME_DIR": str(short_path), "DBUS_SYSTEM_BUS_ADDRESS": nowhere}

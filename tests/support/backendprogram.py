@@ -23,12 +23,18 @@ SECTORS_MAX = 256
 
 
 class BackendProgram:
-    """``doorbelld-vhost-user-KIND`` with its files in *directory*; *fds* are those that it inherits."""
+    """``doorbelld-vhost-user-KIND`` with its files in *directory*; *fds* are those that it inherits.
 
-    def __init__(self, directory: Path, kind: str, *arguments: object, fds: Sequence[int] = ()) -> None:
+    It logs to a file, or to the descriptor *stderr*.
+    """
+
+    def __init__(
+        self, directory: Path, kind: str, *arguments: object, fds: Sequence[int] = (), stderr: int | None = None
+    ) -> None:
         self.command = [str(BIN / f"doorbelld-vhost-user-{kind}"), *map(str, arguments)]
         self.directory = directory
         self._fds = fds
+        self._stderr = stderr
         self._log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +49,7 @@ class BackendProgram:
                 env={**os.environ, "NOTIFY_SOCKET": str(notify)},
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
-                stderr=log,
+                stderr=log if self._stderr is None else self._stderr,
                 pass_fds=self._fds,
             )
             pidfd = os.pidfd_open(self.process.pid)

@@ -23,7 +23,8 @@ BIN = Path(sys.executable).parent
 class Daemon:
     """A doorbelld process with the configuration *regions* (TOML), on a private bus unless *bus* names another.
 
-    *arguments* are added to its command line.
+    *arguments* are added to its command line. *stdout* and *stderr* are descriptors for it;
+    by default it logs to a file.
     """
 
     def __init__(
@@ -35,7 +36,10 @@ class Daemon:
         environment: Mapping[str, str] | None = None,
         log_level: str = "debug",
         arguments: Sequence[str] = (),
+        stdout: int | None = None,
+        stderr: int | None = None,
     ) -> None:
+        self._stdout, self._stderr = stdout, stderr
         self.directory = directory
         self.runtime = directory / "run"
         self.config = directory / "doorbelld.toml"
@@ -61,7 +65,8 @@ class Daemon:
                 [BIN / "doorbelld", "--config", self.config, *self._arguments],
                 env={**self._environment, "NOTIFY_SOCKET": str(notify)},
                 stdin=subprocess.DEVNULL,
-                stderr=log,
+                stdout=self._stdout,
+                stderr=log if self._stderr is None else self._stderr,
                 pipesize=-1,
             )
             pidfd = os.pidfd_open(self.process.pid)

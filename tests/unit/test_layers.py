@@ -17,7 +17,7 @@ ROOT = "doorbelld"
 LINES_MAX = 700
 
 LAYERS = (
-    ("errors", "options", "log"),
+    ("errors", "options", "stdio", "log"),
     ("fds",),
     ("wire",),
     ("ring",),
@@ -40,6 +40,8 @@ OWNERS = {
     "dbus_fast": ("bus.library",),
     "pyroute2": ("net",),
     "sdnotify": ("service",),
+    "structlog": ("log",),
+    "rich": ("ctl",),
 }
 """Which module (or package) alone may import what is not ours."""
 BUS_BELOW_CTL = ("address", "client", "library", "names", "paths", "interfaces", "private")
@@ -151,6 +153,8 @@ def test_the_walk_sees_the_whole_package() -> None:
         ("bus/a.py", "import importlib\nimportlib.import_module('dbus_next.aio')", "only bus.library"),
         ("host/a.py", "import pyroute2", "only net"),
         ("main.py", "import sdnotify", "only service"),
+        ("host/a.py", "import structlog", "only log"),
+        ("bus/a.py", "from rich.table import Table", "only ctl"),
         ("ctl/a.py", "from ..host.host import Host", "over D-Bus only"),
         ("ctl/a.py", "from ..daemon import Daemon", "over D-Bus only"),
         ("service/a.py", "from ..daemon import Daemon", "service is below daemon"),

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import syslog
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import structlog
-from doorbelld.log import KEPT_BACK, LEVELS, THE_REST, Limiter, Where, set_up
+from doorbelld.log import KEPT_BACK, LEVELS, THE_REST, UNPRINTABLE, Limiter, Where, set_up
 
 
 class Clock:
@@ -175,25 +176,25 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_levels(level: str, capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_levels(level: str, capfd: pytest.CaptureFixture[str], restored: None) -> None:
     set_up(level)
     log = structlog.get_logger()
     for name in LEVELS:
         getattr(log, name)(f"said at {name}", region="demo")
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     said = [line for line in err.splitlines() if "said at" in line]
     assert [line.split("said at ")[1].split()[0] for line in said] == list(LEVELS[LEVELS.index(level) :])
     assert all("region=demo" in line and "\x1b" not in line for line in said)
 
 
-def test_an_exception_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_an_exception_is_logged_with_its_traceback(capfd: pytest.CaptureFixture[str], restored: None) -> None:
     set_up("info")
     try:
         raise RuntimeError("a reason of ours")
     except RuntimeError as error:
         structlog.get_logger().error("failed", exc_info=error)
-    assert "RuntimeError: a reason of ours" in capsys.readouterr().err
+    assert "RuntimeError: a reason of ours" in capfd.readouterr().err
 
 
 class Events:
@@ -224,7 +225,7 @@ PRIORITIES = {
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_sink_gets_events_as_they_are(level: str, capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_a_sink_gets_events_as_they_are(level: str, capfd: pytest.CaptureFixture[str], restored: None) -> None:
     sink = Events()
     set_up(level, sink)
     log = structlog.get_logger()
@@ -234,7 +235,7 @@ def test_a_sink_gets_events_as_they_are(level: str, capsys: pytest.CaptureFixtur
         (PRIORITIES[name], "said", {"region": "demo", "peer": 3, "level": name})
         for name in LEVELS[LEVELS.index(level) :]
     ]
-    assert capsys.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_critical_and_exception_and_bound_values(restored: None) -> None:
@@ -262,7 +263,7 @@ def test_a_sink_learns_where_an_event_comes_from(restored: None) -> None:
     assert sink.places == [(__file__, here + more, function) for more in (1, 2, 3)]
 
 
-def test_what_libraries_log_goes_into_the_sink(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_what_libraries_log_goes_into_the_sink(capfd: pytest.CaptureFixture[str], restored: None) -> None:
     sink = Events()
     set_up("info", sink)
     logger = logging.getLogger("asyncio")
@@ -280,15 +281,56 @@ def test_what_libraries_log_goes_into_the_sink(capsys: pytest.CaptureFixture[str
         (syslog.LOG_WARNING, "between", {"logger": "asyncio"}),
     ]
     assert sink.places[0] == (__file__, here + 1, "test_what_libraries_log_goes_into_the_sink")
-    assert capsys.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_library_that_logs_nonsense_ends_nothing(capsys: pytest.CaptureFixture[str], restored: None) -> None:
+def test_library_that_logs_nonsense_is_told_of(restored: None) -> None:
     sink = Events()
     set_up("info", sink)
     logging.getLogger("library").warning("%d", "not a number")
-    assert sink.events == []
-    assert "not a number" in capsys.readouterr().err
+    values = {"logger": "library", "of": "'%d'", "args": "('not a number',)", "reason": "TypeError"}
+    assert sink.events == [(syslog.LOG_WARNING, UNPRINTABLE, values)]
+
+
+class NoText:
+    """A value that can't be printed."""
+
+    def __repr__(self) -> str:
+        raise KeyError("boom")
+
+
+def test_value_without_text_is_told_of_and_raises_nothing(capfd: pytest.CaptureFixture[str], restored: None) -> None:
+    set_up("info")
+    structlog.get_logger().info("device", value=NoText())
+    structlog.get_logger().info("next")
+    first, second = capfd.readouterr().err.splitlines()
+    assert f"[error] {UNPRINTABLE} of=\"'device'\" reason=KeyError" in first
+    assert second.endswith("[info] next")
+
+
+def test_sink_that_always_fails_raises_nothing(restored: None) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("gone")
+
+    set_up("info", broken)
+    structlog.get_logger().error("said")
+    logging.getLogger("library").error("said")
+
+
+def test_line_has_level_sentence_and_values_by_their_keys(capfd: pytest.CaptureFixture[str], restored: None) -> None:
+    set_up("info")
+    structlog.get_logger().warning("sentence", b=1, a="two words", path="/x", n=None, s="a=b", esc="\x1b[2J")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.split(" ")[0])
+    assert line.split(" ", 1)[1] == (r"[warning] sentence a='two words' b=1 esc='\x1b[2J' n=None path=/x s='a=b'")
+
+
+def test_traceback_reaches_terminal_without_control_characters(
+    capfd: pytest.CaptureFixture[str], restored: None
+) -> None:
+    set_up("info")
+    structlog.get_logger().error("failed", exc_info=ValueError("\x1b[2J"))
+    assert capfd.readouterr().err.endswith("ValueError: \\x1b[2J\n")
 
 
 def test_tests_can_still_listen_when_there_is_a_sink(restored: None) -> None:

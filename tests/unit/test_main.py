@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from doorbelld.config.loader import Config, DaemonSpec
+from doorbelld.main import _at_home
 from support.busctl import Busctl
 from support.daemon import BIN, Daemon
 from support.needs import require
@@ -315,3 +318,54 @@ def test_the_log_level_of_the_command_line_counts(short_path: Path) -> None:
     with Daemon(short_path, log_level="error") as quiet:
         pass
     assert quiet.log == ""
+
+
+def test_second_daemon_in_the_same_place_serves_nothing(short_path: Path, tmp_path: Path) -> None:
+    with Daemon(short_path) as first:
+        (tmp_path / "second.toml").write_text(f'[daemon]\nruntime-directory = "{first.runtime}"\n[region.other]\n')
+        done = run("--config", tmp_path / "second.toml", "--bus", "private")
+    assert done.returncode == 69
+    assert "another doorbelld seems to run there" in done.stderr
+    assert "region serves" not in done.stderr
+    assert not (first.runtime / "other").exists()
+
+
+def test_bus_that_is_not_there_is_told_without_numbers(config: Write) -> None:
+    done = run("--config", config(""), "--bus", "unix:path=/no/such/bus")
+    assert "no message bus at unix:path=/no/such/bus: No such file or directory;" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uid", "home", "given", "directory"),
+    [
+        (1000, "/run/user/1000", "/run/doorbelld", "/run/user/1000/doorbelld"),
+        (1000, "/run/user/1000", "/srv/run", "/srv/run"),
+        (1000, "", "/run/doorbelld", "/run/doorbelld"),
+        (1000, "here", "/run/doorbelld", "/run/doorbelld"),
+        (0, "/run/user/0", "/run/doorbelld", "/run/doorbelld"),
+    ],
+)
+def test_users_have_a_runtime_directory_of_their_own(
+    uid: int, home: str, given: str, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", home)
+    assert _at_home(Config(DaemonSpec(runtime_directory=given))).daemon.runtime_directory == directory
+
+
+@pytest.mark.parametrize(
+    "program", [[BIN / "doorbelld"], [sys.executable, "-m", "doorbelld"]], ids=["script", "module"]
+)
+def test_first_words_name_programs_that_are_there(config: Write, program: list[str], short_path: Path) -> None:
+    command = [*program, "--config", config("[region.demo]\n"), "--bus", "private", "--exec-restart"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=short_path, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            words = "".join(iter(process.stdout.readline, f"    kill -USR2 {process.pid}\n"))
+        finally:
+            process.terminate()
+    named = set(re.findall(r"^    (\S*doorbellctl)\b", words, re.M))
+    assert named and all((short_path / name).exists() for name in named)
+    assert "Restart it, peers stay:" in words

@@ -13,10 +13,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
-
 from ..errors import BusUnavailable
 from ..host.host import Host
+from ..log import get_logger
 from . import polkit
 from .announcer import Announcer
 from .authority import Authority
@@ -27,7 +26,7 @@ from .router import Router
 from .tree import Tree
 from .writer import Writer
 
-log = structlog.get_logger()
+log = get_logger()
 
 _DO_NOT_QUEUE = 4
 _PRIMARY_OWNER = 1
@@ -95,7 +94,7 @@ class Connection:
         try:
             bus = await connect(address)
         except Exception as error:  # whatever the libraries raise, EOFError for one
-            reason = str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BusUnavailable(
                 f"no message bus at {address}: {reason}; is it running? --bus names another"
             ) from error

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.resources
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from pathlib import Path
 
 from .names import DBUS_PEER, INTROSPECTABLE, OBJECT_MANAGER, PROPERTIES
 
+_FOLDER = Path(__file__).parents[1] / "interfaces"
 _EMITS = "org.freedesktop.DBus.Property.EmitsChangedSignal"
 _DOCTYPE = (
     '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
@@ -86,7 +87,7 @@ class Interface:
 @functools.cache
 def load(name: str) -> Interface:
     """Read the interface *name* from its file."""
-    text = importlib.resources.files("doorbelld.interfaces").joinpath(f"{name}.xml").read_text(encoding="utf-8")
+    text = (_FOLDER / f"{name}.xml").read_text(encoding="utf-8")
     element = ET.fromstring(text).find("interface")
     if element is None or element.get("name") != name:
         raise ImportError(f"{name}.xml does not describe {name}")

@@ -31,10 +31,8 @@ from enum import Enum, auto
 from os.path import realpath
 from typing import Any, NamedTuple
 
-import structlog
-
 from ..errors import BusUnavailable
-from ..log import Limiter
+from ..log import Limiter, get_logger
 from .address import resolve
 from .library import Message, MessageFlag, MessageType, Variant, unwrap
 from .names import DBUS
@@ -58,7 +56,7 @@ _NOBODY = ("ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected")
 _BUSY = ("LimitsExceeded", "Timeout", "TimedOut")
 _ERROR = "org.freedesktop.DBus.Error."
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Question(NamedTuple):

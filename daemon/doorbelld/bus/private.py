@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 
-from ..errors import BusUnavailable, SocketInUse
+from ..errors import BusUnavailable, SocketInUse, SocketUnavailable
 from ..fds import listener
 from .address import of_socket
 
@@ -64,6 +64,19 @@ class PrivateBus:
                 ) from error
         return self.address
 
+    def make_way(self) -> None:
+        """Remove the socket that a bus left which is gone.
+
+        Raises:
+            BusUnavailable: a bus listens there.
+        """
+        try:
+            listener.clear(self.socket)
+        except SocketInUse as error:
+            raise BusUnavailable(f"{error}; another doorbelld seems to run there") from error
+        except SocketUnavailable as error:
+            raise BusUnavailable(f"no private bus: {error}") from error
+
     async def _start(self) -> None:
         program = shutil.which("dbus-daemon")
         if program is None:
@@ -71,10 +84,7 @@ class PrivateBus:
         if len(self.socket.encode()) > listener.PATH_MAX:
             raise BusUnavailable(f"{self.socket} is too long for a socket; use a shorter runtime-directory")
         os.makedirs(self._directory, exist_ok=True)
-        try:
-            listener.clear(self.socket)
-        except SocketInUse as error:
-            raise BusUnavailable(f"{error}; another doorbelld seems to run there") from error
+        self.make_way()
         config = os.path.join(self._directory, "bus.conf")
         with open(config, "w", encoding="utf-8") as file:
             file.write(_CONFIG.format(address=self.address))

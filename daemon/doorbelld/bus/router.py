@@ -16,11 +16,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from ..errors import DoorbellError
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
+from ..log import get_logger
 from . import interfaces, paths
 from .authority import Action, Authority, InteractiveAuthorizationRequired, Request, size_of
 from .library import Message, MessageFlag, MessageType, text
@@ -29,7 +28,7 @@ from .tree import Tree
 from .views import Call, View
 from .writer import Writer, empty_return
 
-log = structlog.get_logger()
+log = get_logger()
 
 _METHOD_CALL = MessageType.METHOD_CALL
 _NO_REPLY_EXPECTED = MessageFlag.NO_REPLY_EXPECTED

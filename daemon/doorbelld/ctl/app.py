@@ -100,7 +100,8 @@ Exit status:
   0   done
   1   refused; standard error says why
   2   the command line is wrong
-  69  there is no daemon; or, with --host, no such host or no doorbellctl there
+  69  there is no daemon, or it does not answer; or, with --host, no such host or
+      no doorbellctl there
   124 wait, attach: the time is over
 """
 

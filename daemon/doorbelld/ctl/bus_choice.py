@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -15,6 +16,9 @@ from ..errors import BusUnavailable
 from .session import BUS_WORDS, Failure
 
 VARIABLE = "DOORBELLD_BUS"
+CONNECT_SECONDS = 10.0
+"""How long a message bus may take to let us in."""
+SERVICE_BUS = "/run/doorbelld/bus"
 _CURE = (
     "start it (systemctl start doorbelld; or, without root, doorbelld --bus private), "
     f"or name its bus with --bus or ${VARIABLE}"
@@ -34,7 +38,7 @@ def private_sockets() -> list[str]:
         places.append(os.path.join(directory, "doorbelld/bus"))
     if sys.prefix != sys.base_prefix:  # a virtual environment: that of a checkout, beside which `make run` runs
         places.append(os.path.join(os.path.dirname(sys.prefix), "run/bus"))
-    places.append("/run/doorbelld/bus")
+    places.append(SERVICE_BUS)
     return places
 
 
@@ -72,7 +76,13 @@ async def open_bus(word: str) -> Client:
 
 async def _join(address: str, start: bool = False) -> Client:
     """Connect to *address* if our name is owned there, or if the bus can *start* the daemon."""
-    client = await Client.connect(address)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            client = await Client.connect(address)
+    except TimeoutError:
+        raise BusUnavailable(
+            f"the message bus at {address} does not answer; see whether dbus-daemon is stopped"
+        ) from None
     try:
         if not await client.call_bus("NameHasOwner", "s", BUS_NAME):
             if not start:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..bus.client import CallFailed, Client
 from ..errors import BusUnavailable
 from .agent import Agent
+from .answering import check_answers
 from .bus_choice import NoDaemon, open_bus
 from .session import Refused, Session
 
@@ -100,6 +101,11 @@ async def _outlive(
     authenticate: Callable[[], Awaitable[None]],
 ) -> T:
     client = await open_bus(session.bus)
+    try:
+        await check_answers(client)
+    except BaseException:
+        await client.close()
+        raise
     address, back = client.address, False
     while True:
         session.let_authenticate(client, authenticate)

@@ -33,6 +33,8 @@ from .session import Daemon, Session, json_option, pass_session, plural
 
 SECONDS = 3.0
 """How long a step waits for what must come."""
+STEP_SECONDS = 20.0
+"""How long a step may take as a whole."""
 ROUNDS = 300
 _NAME = "selftest"
 _SIZE = 1 << 16
@@ -97,7 +99,12 @@ class Trial:
         try:
             for step, take in steps:
                 try:
-                    report(Result(step, True, await take()))
+                    async with asyncio.timeout(STEP_SECONDS):
+                        found = await take()
+                    report(Result(step, True, found))
+                except TimeoutError:
+                    report(Result(step, False, f"it was not done in {STEP_SECONDS:g} s", "the daemon's log and load"))
+                    return False
                 except StepFailed as failure:
                     report(Result(step, False, str(failure), failure.look))
                     return False
@@ -116,7 +123,7 @@ class Trial:
             if self._signals is not None:
                 await self._signals.close()
             if self._own_region and self._region:
-                await self._daemon.call("RemoveRegion", "s", self._name)
+                await self._daemon.call("RemoveRegion", "s", self._name, timeout=SECONDS)
 
     # The steps
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,18 +57,19 @@ class Session:
     ask_password: bool = True
     """Whether a person may be asked to authenticate, where there is a terminal to do so."""
 
-    def run(self, work: Callable[[Daemon], Awaitable[T]]) -> T:
+    def run(self, work: Callable[[Daemon], Coroutine[Any, Any, T]]) -> T:
         """Connect, do *work*, disconnect; errors become exit statuses.
 
         Raises:
             Refused: the daemon said no.
-            NoDaemon: there is none, or it went away meanwhile.
+            NoDaemon: there is none, it went away meanwhile, or it does not answer.
         """
         import asyncio
 
         from ..bus.client import CallFailed
         from ..errors import BusUnavailable
         from .agent import Agent
+        from .answering import while_answering
         from .bus_choice import NoDaemon, open_bus
 
         async def session() -> T:
@@ -76,7 +77,7 @@ class Session:
             try:
                 async with await open_bus(self.bus) as client:
                     self.let_authenticate(client, agent.start)
-                    return await work(Daemon(client))
+                    return await while_answering(client, work(Daemon(client)))
             finally:
                 agent.stop()
 

@@ -4,17 +4,26 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from ..errors import NoSuchDeviceType
 from ..vhost.device import Device
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
 GROUP = "doorbelld.devices"
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # late: it takes 20 ms, and a daemon without devices does not need it
+
+    return entry_points(group=GROUP)
 
 
 def names() -> list[str]:
     """List the types that there are."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _entry_points()})
 
 
 def find(name: str) -> type[Device]:
@@ -23,7 +32,7 @@ def find(name: str) -> type[Device]:
     Raises:
         NoSuchDeviceType: there is none, or it can't be loaded; the text is "cause; cure".
     """
-    for entry in entry_points(group=GROUP, name=name):
+    for entry in _entry_points().select(name=name):
         try:
             found = entry.load()
         except Exception as error:  # whatever another package does when it is imported

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
 from ..fds.peercred import Credentials
 from ..host.events import (
     AbsentGivenUp,
@@ -46,9 +44,9 @@ from ..host.events import (
 from ..ivshmem.hostclient import HostFlat
 from ..ivshmem.link import ClientState
 from ..ivshmem.revival import LOST
-from ..log import Later, Limiter
+from ..log import Later, Limiter, get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Chronicle:

@@ -21,7 +21,6 @@ import fcntl
 import os
 import re
 import socket
-import sys
 import syslog
 import traceback
 from array import array
@@ -30,8 +29,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..fds.owned import Fd
-from ..log import Where
-from .messages import LOST, MESSAGE_IDS
+from ..log import LOST, Where, exception_of
+from .messages import MESSAGE_IDS
 
 SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "doorbelld"
@@ -78,15 +77,6 @@ def in_words(value: object) -> str:
     """Show a value in a line: as it is if it is one plain word, else quoted, with all that is odd escaped."""
     text = str(value)
     return text if text.isprintable() and " " not in text and text else repr(text)
-
-
-def _exception(given: object) -> BaseException | None:
-    """Find the exception in what was given as ``exc_info``: itself, what `sys.exc_info` returns, or True."""
-    if isinstance(given, tuple):
-        given = given[1]
-    elif given is True:
-        given = sys.exc_info()[1]
-    return given if isinstance(given, BaseException) else None
 
 
 class Journal:
@@ -145,7 +135,7 @@ class Journal:
         fields = []
         for key, value in values.items():
             if key == "exc_info":
-                if (error := _exception(value)) is not None:
+                if (error := exception_of(value)) is not None:
                     message.append(f"exception={in_words(''.join(traceback.format_exception_only(error)).strip())}")
                     fields.append("EXCEPTION=" + "".join(traceback.format_exception(error)).rstrip())
                 continue

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..log import KEPT_BACK
-
-LOST = "log lines were lost"
-"""What the journal sink says of itself."""
+from ..log import KEPT_BACK, LOST, UNPRINTABLE
 
 MESSAGE_IDS: Mapping[str, str] = {
     # The daemon
@@ -95,4 +92,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     # The log itself
     KEPT_BACK: "2319bbf252f045b1bc8705d616de3176",
     LOST: "118c6225d971426e86dc8a6a80f5dadf",
+    UNPRINTABLE: "b1fedbd9b36947999a2afa57661a0afc",
+    "uncaught exception": "d3292aa434304a51a4ed0a2b2519691a",
+    "exception ignored": "4fd3919755184447af8cb6bd16a72518",
 }

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
+from ..log import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 _STATUS_SECONDS = 1.0
 

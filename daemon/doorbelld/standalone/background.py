@@ -21,6 +21,7 @@ import stat
 import sys
 from types import FrameType
 
+from .. import stdio
 from ..errors import DoorbellError
 
 _DONE = b"\n"
@@ -44,6 +45,7 @@ class Launch:
         for fd in (0, 1) if leads_to_a_file(2) else (0, 1, 2):
             os.dup2(nothing, fd)
         os.close(nothing)
+        stdio.renew()
         try:
             os.write(self._pipe, _DONE)
         except BrokenPipeError:

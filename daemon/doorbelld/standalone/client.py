@@ -48,9 +48,13 @@ _EXAMPLES = """\
 
 def _run(verbose: bool, socket: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the terminal is left in order
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as a filter: who reads our output need not read all of it
-    with contextlib.closing(Client(socket)) as client:
-        return Repl(client, verbose=verbose).run()
+    try:
+        with contextlib.closing(Client(socket)) as client:
+            return Repl(client, verbose=verbose).run()
+    except BrokenPipeError:  # nobody reads the answers: end as a filter does, without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
+        raise
 
 
 program = Tool(

@@ -25,8 +25,9 @@ import click
 
 from .. import __version__
 from ..errors import DoorbellError, InvalidOptions, LimitExceeded, SocketInUse, SocketUnavailable
-from ..log import LEVELS, set_up
+from ..log import LEVELS, catch_all, set_up
 from ..service.journal import Journal
+from ..stdio import shield
 from ..vhost.device import Device
 from ..vhost.spec import DeviceSpec
 from .serving import Inherited, Unusable, serve
@@ -117,7 +118,9 @@ class Program(click.Command):
         table |= {key: os.path.abspath(table[key]) for key in _PATHS if table.get(key)}
         spec = DeviceSpec.parse(self.kind.name, table, "", lambda _: self.kind)
         inherited = Inherited(fd) if fd is not None else None
+        shield("stdout")  # a device may print
         set_up(log_level, Journal.of_stderr())
+        catch_all()
         return serve(spec, inherited, once=once)
 
     def _flag(self, key: str) -> str:
@@ -189,4 +192,5 @@ def _common_options(kind: type[Device]) -> list[click.Option]:
 
 def enter(program: Program) -> None:
     """Be *program*: what an entry point calls."""
+    shield("stderr")
     sys.exit(program.run())

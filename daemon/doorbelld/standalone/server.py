@@ -27,7 +27,6 @@ import tempfile
 from fractions import Fraction
 
 import click
-import structlog
 
 from ..errors import MemoryUnavailable
 from ..fds import limits
@@ -37,7 +36,7 @@ from ..host.events import PeerAdded, PeerRemoved, RegionAdded, RegionEvent, Regi
 from ..ivshmem.memory import Backing
 from ..ivshmem.region import Region
 from ..ivshmem.spec import NAME, SIZE_MIN, VECTORS_MAX, RegionSpec, in_units
-from ..log import set_up
+from ..log import catch_all, get_logger, set_up
 from ..options import parse
 from ..options import size as read_size
 from ..service.chronicle import Chronicle
@@ -47,7 +46,7 @@ from ..wire.ivshmem import ID_MAX
 from . import background
 from .tool import DEFAULT_SOCKET, Tool
 
-log = structlog.get_logger()
+log = get_logger()
 
 DEFAULT_PID_FILE = "/var/run/ivshmem-server.pid"
 DEFAULT_SHM = "ivshmem"
@@ -292,10 +291,12 @@ def _serve(
     server = Server(spec, place, verbose=verbose or not foreground)
     if foreground:
         set_up("info", Journal.of_stderr())
+        catch_all()
         return asyncio.run(server.run())
     pid_file = os.path.abspath(pid_file)
     launch = background.enter()
     set_up("info", None if background.leads_to_a_file(2) else Journal())
+    catch_all()
     return asyncio.run(server.run(launch, pid_file))
 
 

@@ -24,20 +24,19 @@ import signal
 import socket
 import sys
 
-import structlog
-
 from ..errors import DoorbellError
 from ..fds import limits
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..host.events import DeviceAdded, DeviceEvent, FrontendDetached, StateChanged
+from ..log import get_logger
 from ..service.chronicle import Chronicle
 from ..service.readiness import Readiness, notifier
 from ..vhost.backend import Backend
 from ..vhost.events import State
 from ..vhost.spec import DeviceSpec
 
-log = structlog.get_logger()
+log = get_logger()
 
 PATIENCE = 3.0
 """Seconds that requests in flight may take at the end."""

@@ -76,7 +76,11 @@ class Screen(Protocol):
         """Have `read` end, as if the input had."""
 
     def close(self) -> None:
-        """Leave everything as it was."""
+        """Leave everything as it was.
+
+        Raises:
+            BrokenPipeError: `read` ended because nobody reads the answers.
+        """
 
 
 def open_screen(complete: Complete) -> Screen:
@@ -97,6 +101,7 @@ class Plain:
         self._input = sys.stdin.fileno()
         self._data = b""
         self._ended = False
+        self._broken = False  # nobody reads the answers
         self._end = os.eventfd(0, os.EFD_CLOEXEC)
 
     def read(self) -> str | None:
@@ -113,13 +118,19 @@ class Plain:
             data = os.read(self._input, 4096)
             self._data += data
             self._ended = not data
+        if self._broken:
+            return None
         line, _, self._data = self._data.partition(b"\n")
         return None if self._ended and not line and not self._data else line.decode(errors="replace")
 
     def tell(self, text: str) -> None:
         """See `Screen`."""
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._broken = True
+            self.interrupt()
 
     def note(self, text: str) -> None:
         """See `Screen`."""
@@ -133,6 +144,8 @@ class Plain:
     def close(self) -> None:
         """See `Screen`."""
         os.close(self._end)
+        if self._broken:
+            raise BrokenPipeError
 
 
 class Terminal:

@@ -16,6 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import DoorbellError, InvalidOptions
+from ..stdio import shield
 
 FAILED = 1
 """The one exit status for all that goes wrong, as there."""
@@ -85,15 +86,5 @@ class Tool(click.Command):
 
     def enter(self) -> None:
         """Be this program: what an entry point calls."""
-        _have_streams()
+        shield("stderr")
         sys.exit(self.run())
-
-
-def _have_streams() -> None:
-    """Open those standard streams that whoever started us closed, lest other descriptors take their numbers."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115  (it lasts as long as we do)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
@@ -39,6 +40,6 @@ def test_one_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str, said: str
     def found(**wanted: Any) -> EntryPoints:
         return entries.select(**wanted)
 
-    monkeypatch.setattr(devices, "entry_points", found)
+    monkeypatch.setattr(importlib.metadata, "entry_points", found)
     with pytest.raises(NoSuchDeviceType, match=said):
         devices.find("x")

@@ -21,9 +21,9 @@ from typing import Any, cast
 
 import pytest
 import structlog
-from doorbelld.log import Limiter, set_up
+from doorbelld.log import LOST, Limiter, set_up
 from doorbelld.service.journal import CACHE_MAX, NAME_MAX, Journal, encode, field_name, in_words
-from doorbelld.service.messages import LOST, MESSAGE_IDS
+from doorbelld.service.messages import MESSAGE_IDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -498,11 +498,11 @@ def test_a_journal_that_is_not_there_is_not_used(tidily: bool, stream: socket.so
 
 
 def test_without_a_journal_lines_go_to_standard_error(
-    stream: socket.socket, configured: Journal, capsys: pytest.CaptureFixture[str]
+    stream: socket.socket, configured: Journal, capfd: pytest.CaptureFixture[str]
 ) -> None:
     set_up("info", Journal.of_stderr({}, stream.fileno()))
     structlog.get_logger().info("peer joined", region="demo")
-    assert "peer joined" in capsys.readouterr().err
+    assert "peer joined" in capfd.readouterr().err
 
 
 def test_the_place_in_the_source_is_told_to_the_line(configured: Journal, journald: Journald) -> None:
