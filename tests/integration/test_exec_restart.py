@@ -8,7 +8,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +37,9 @@ def clients() -> Iterator[list[RawClient]]:
         client.close()
 
 
-def times(daemon: Daemon, what: str) -> int:
-    """Say how often the daemon has logged *what*."""
-    return sum(what in line for line in daemon.log.splitlines())
-
-
 def send(daemon: Daemon, number: int) -> None:
     assert daemon.process is not None
     daemon.process.send_signal(number)
-
-
-def alive(daemon: Daemon) -> bool:
-    assert daemon.process is not None
-    return daemon.process.poll() is None
-
-
-def restart(daemon: Daemon, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Have it executed anew, do something *meanwhile* over and over, and wait until it is ready."""
-    before = times(daemon, "] ready ")
-
-    def ready() -> bool:
-        meanwhile()
-        return times(daemon, "] ready ") > before or not alive(daemon)
-
-    send(daemon, signal.SIGUSR2)
-    until(ready, "the new program")
-    assert alive(daemon), daemon.log
 
 
 def join(daemon: Daemon, clients: list[RawClient], **options: Any) -> RawClient:
@@ -117,7 +94,7 @@ def test_nobody_notices(daemon: Daemon, clients: list[RawClient]) -> None:
                 client.take()
             slow.take(1)
 
-        restart(daemon, meanwhile)
+        daemon.restart(meanwhile)
         assert daemon.pid == pid
         clients += [guest.greet(VECTORS) for guest in guests]
         while len(clients) > 6:
@@ -140,7 +117,7 @@ def test_descriptors_do_not_pile_up(daemon: Daemon, clients: list[RawClient]) ->
     agree(clients)
     counts = []
     for _ in range(20):
-        restart(daemon)
+        daemon.restart()
         with Client(daemon.bus) as bus:
             bus.call("", "Manager", "Describe")
         until(lambda: daemon.descriptors() in counts or not counts, "the descriptors of the call to be closed")
@@ -155,20 +132,20 @@ def test_a_broken_configuration_stops_it(daemon: Daemon, clients: list[RawClient
     good = join(daemon, clients)
     daemon.write_config(config)
     send(daemon, signal.SIGUSR2)
-    until(lambda: times(daemon, "not executed anew"), "the refusal")
+    until(lambda: daemon.times("not executed anew"), "the refusal")
     line = next(line for line in daemon.log.splitlines() if "not executed anew" in line)
     assert "doorbelld.toml" in line or "region" in line
-    assert times(daemon, "] ready ") == 1
+    assert daemon.times("] ready ") == 1
     agree([good, join(daemon, clients)])
     daemon.write_config(REGION)
-    restart(daemon)
+    daemon.restart()
     agree(clients)
 
 
 def test_the_new_program_reads_the_new_configuration(daemon: Daemon, clients: list[RawClient]) -> None:
     join(daemon, clients)
     daemon.write_config(f"{REGION}max-peers = 2\n[region.other]\n")
-    restart(daemon)
+    daemon.restart()
     assert daemon.socket("other").is_socket()
     agree(clients)
     join(daemon, clients)
@@ -180,7 +157,7 @@ def test_the_private_bus_is_there_again(daemon: Daemon) -> None:
     for turn in range(3):
         with Client(daemon.bus) as bus:
             bus.call("", "Manager", "CreateRegion", "sa{sv}", f"made{turn}", {})
-        restart(daemon)
+        daemon.restart()
         with Client(daemon.bus) as bus:
             (said,) = bus.call("", "Manager", "Describe")
         assert sorted(json.loads(said)["regions"]) == ["demo", *(f"made{number}" for number in range(turn + 1))]
@@ -193,9 +170,9 @@ def test_signals_right_after_it_do_no_harm(daemon: Daemon, clients: list[RawClie
     """Also while there is nobody yet to handle them."""
     join(daemon, clients)
     for _ in range(3):
-        restart(daemon, lambda: send(daemon, number))
-    until(lambda: times(daemon, "] ready ") >= 4, "the last of them")
-    assert alive(daemon), daemon.log
+        daemon.restart(lambda: send(daemon, number))
+    until(lambda: daemon.times("] ready ") >= 4, "the last of them")
+    assert daemon.alive, daemon.log
     agree(clients)
     agree(clients)
 
@@ -208,10 +185,10 @@ STAGES = [None, "executing anew", "region restored", "] ready "]
 def test_who_stops_it_right_after_it_succeeds(short_path: Path, stage: str | None, seed: int) -> None:
     """SIGTERM at any moment of it ends it, with status 0, and leaves no socket behind."""
     daemon = Daemon(short_path, REGION, arguments=["--exec-restart"]).start()
-    before = times(daemon, stage) if stage else 0
+    before = daemon.times(stage) if stage else 0
     send(daemon, signal.SIGUSR2)
     if stage:
-        until(lambda: times(daemon, stage) > before, stage)
+        until(lambda: daemon.times(stage) > before, stage)
     else:
         spin(random.Random(seed).randrange(3_000_000))
     assert daemon.stop() == 0, daemon.log

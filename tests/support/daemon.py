@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from support.dbusclient import until
 
 DEADLINE = 20.0
 BIN = Path(sys.executable).parent
@@ -106,6 +108,30 @@ class Daemon:
     def descriptors(self) -> int:
         """How many it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def times(self, what: str) -> int:
+        """Say how often it has logged *what*."""
+        return sum(what in line for line in self.log.splitlines())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    def restart(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Have it execute itself again, do something *meanwhile* over and over, and wait until it is ready.
+
+        It must have been started with ``--exec-restart``.
+        """
+        before = self.times("] ready ")
+
+        def ready() -> bool:
+            meanwhile()
+            return self.times("] ready ") > before or not self.alive
+
+        os.kill(self.pid, signal.SIGUSR2)
+        until(ready, "the new program")
+        assert self.alive, self.log
 
     def stop(self) -> int:
         """End it with SIGTERM and give its exit status."""

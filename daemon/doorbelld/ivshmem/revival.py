@@ -200,12 +200,14 @@ def _restore_streams(region: Region, state: dict[str, Any]) -> None:
 def _restore_absent(region: Region, state: dict[str, Any], kept: Kept) -> list[AbsentPeer]:
     """Restore the absent peers of the *state*; gives those whose doorbells nobody kept: they have others now."""
     lost = []
+    remembered = {peer_id for member in state["members"] for peer_id in member.get("outbox", {}).get("kept", ())}
     for entry in state["absent"]:
         who = Credentials(**entry["who"])
         absent = AbsentPeer(_integer(entry["id"], ID_MAX), who, bool(entry["fixed"]), _integer(entry["left"]))
         if absent.id in region.roster.by_id or region.admission.absent.get(absent.id) is not None:
             raise ValueError("an absent peer has the ID of another member")
-        if (known := entry["doorbells"]) is not None:
+        known = entry["doorbells"]
+        if known is not None and absent.id in remembered:  # else they may have been let go of already
             eventfds = found_behind(kept.take(doorbells_of(absent.id)))
             if eventfds is None or len(eventfds) != region.spec.vectors:
                 eventfds = eventfd.make(region.spec.vectors)
