@@ -43,7 +43,6 @@ path = "{folder}/disk"
 serial = "disk"
 group = "nogroup"
 mode = "0660"
-queue-size = 1024
 [device.entropy]
 type = "rng"
 group = "nogroup"
@@ -94,6 +93,16 @@ def domain(site: Site) -> Iterator[Domain]:
     beside = [site.xml("entropy"), site.xml("more")]
     with Domain(site.libvirt, site.image, name="lv1", devices=devices, beside=beside) as made:
         yield made
+
+
+def test_a_machine_of_another_kind_starts_with_what_is_printed(site: Site) -> None:
+    """Its PCI bus is filled in another way. It has no IOMMU, so the agent in the guest does not get far."""
+    devices = [site.xml("spare"), site.xml("disk")]
+    beside = [site.xml("entropy"), site.xml("more")]
+    with Domain(site.libvirt, site.image, name="old", machine="pc", devices=devices, beside=beside) as domain:
+        assert site.peers("spare") == [(0, domain.pid, "old")]
+        assert [site.front_end(name) for name in ("disk", "entropy", "more")] == ["old"] * 3
+    until(lambda: site.peers("spare") == [])
 
 
 def test_a_domain_of_what_is_printed_starts_and_works(site: Site, domain: Domain) -> None:

@@ -33,12 +33,10 @@ CONFIG = """\
 type = "blk"
 path = "{folder}/disk"
 serial = "disk"
-queue-size = 1024
 [device.spare]
 type = "blk"
 path = "{folder}/spare"
 serial = "spare"
-queue-size = 1024
 [device.entropy]
 type = "rng"
 """

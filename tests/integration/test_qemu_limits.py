@@ -29,7 +29,6 @@ CONFIG = """\
 [device.disk]
 type = "blk"
 path = "{folder}/disk"
-queue-size = 1024
 [device.entropy]
 type = "rng"
 """

@@ -37,6 +37,7 @@ def command(program: str, arguments: Sequence[str | Path], *, name: str = "") ->
     """
     unshare = require("unshare", "util-linux")
     bash = require("bash", "bash")
+    require("mount", "mount")
     return [unshare, "--mount", bash, "-c", _START, _root(), name or program, program, *arguments]
 
 

@@ -84,7 +84,7 @@ class Libvirt:
     @property
     def _environment(self) -> dict[str, str]:
         places = ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HOME")
-        return {"PATH": "/usr/sbin:/usr/bin", "LANG": "C.UTF-8", **dict.fromkeys(places, str(self.directory))}
+        return {"PATH": "/usr/sbin:/usr/bin", "LANG": "C", **dict.fromkeys(places, str(self.directory))}
 
     def _command(self, program: str, *arguments: str) -> list[str | Path]:
         return debian13.command("setpriv", [*self._identity, "--", program, *arguments])

@@ -27,11 +27,11 @@ _MEMORY_ID = "vumem"
 _RECONNECT_SECONDS = 1
 _QUEUE_SIZE_MAX = 1024
 """Entries of a queue in QEMU, at most (VIRTQUEUE_MAX_SIZE). QEMU 10.0 gives every queue so many."""
+_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _SLOTS = range(0x19, 0x0F, -1)
 """PCI slots of a guest's first bus that libvirt does not use: it fills the bus from below, and has 0x1a and up for what
 belongs to the machine. It knows nothing of a device that goes past it, which takes the first slot that is free, and
 with it one that libvirt has given away."""
-_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 Write = Callable[[str, str, Mapping[str, Any], int], Sequence[str]]
 
@@ -189,7 +189,7 @@ def libvirt(
     xml = f'<qemu:commandline xmlns:qemu="{_QEMU_NAMESPACE}">\n{arguments}\n</qemu:commandline>'
     past = (
         f"libvirt has no element for a vhost-user device of type {device['type']}: this goes past it to QEMU, and "
-        "stands in <domain>, after <devices>"
+        "stands in <domain>, after <devices>; it can't be attached to a domain that runs"
     )
     address = (
         f"it gets PCI slot {slot:#x}, and libvirt does not know that; should something else of the domain have it, the "
