@@ -209,7 +209,7 @@ class Bench:
                     self.options.rounds,
                 )
                 for entries in (1024, 32768):
-                    what = f"buffered {how}s, {depth} in flight, {entries} in ring, 256"
+                    what = f"buffered {how}s, {depth} in flight, ring {entries}:256"
                     pair = {"ours": found[entries], "short": found[256]}
                     self.add(what, "1/s", pair, "per_second", 1.0 if entries == 1024 else None)
                     self.add(f"{what}, CPU", "us", pair, "cpu")
@@ -229,7 +229,7 @@ def benchmark(options: Options, report: Report) -> None:
             bench.ring_sizes(files, how)
     with images(megabytes, LARGE) as files:
         for how in ("read", "write"):
-            bench.throughput(files, "buffered", how, ", 1 MiB pieces")
+            bench.throughput(files, "buffered", how, " (1M)")
 
 
 if __name__ == "__main__":

@@ -97,12 +97,12 @@ class Conversation:
                 if self._loop.time() > turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = self._loop.time() + _TURN_SECONDS
+                if not self.fruitful:
+                    self._spoke()
                 answer = await self._session.handle(message)
                 if answer is not None:
                     await self._answer(answer)
-                if not self.fruitful:
-                    self.fruitful = True
-                    self._spoke()
+                self.fruitful = True
                 await self._catch_up()
 
     async def _catch_up(self) -> None:
