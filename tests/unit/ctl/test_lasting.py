@@ -26,6 +26,10 @@ class FakeClient:
         self.authenticate: Callable[[], Awaitable[None]] | None = None
         self.closed = False
 
+    async def call(self, path: str, interface: str, member: str, *, timeout: float) -> list[Any]:
+        assert member == "Ping"
+        return []
+
     async def wait_for_owner(self) -> str:
         return self.known_owner
 
