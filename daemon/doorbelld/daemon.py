@@ -8,7 +8,7 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 2. What was kept over a restart is put together again: from here on guests are served [65 if a newer version wrote it].
 3. The configuration's regions, devices, clients and flat devices are held against those that there are, and the
    difference is made, regions first, since a client may join one [73 if nothing was kept and one can't be made: then
-   nobody loses anything by our end].
+   nobody loses anything by our end]. A device that can't be made is left out: no region is lost because of one.
 4. The bus is joined and the name owned [69 if it can't be, and before step 3 if another daemon has its own bus where
    ours is to be].
 5. Ready: sd_notify, and a line in the log.
@@ -47,6 +47,7 @@ from .service.readiness import Readiness, Watchdog, notifier
 from .service.store import DescriptorStore, Sockets, room
 from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
+from .vhost.errors import DeviceFaulty
 
 if TYPE_CHECKING:
     from .bus.private import PrivateBus
@@ -221,9 +222,11 @@ class Daemon:
             self._host.unkeep()
 
     async def _begin(self) -> bool:
-        """Make what the configuration wants and is not there; tell whether all of it could be made."""
+        """Make what the configuration wants and is not there; tell whether all of it but devices could be made."""
         made = True
         if self._config is not None:
+            for name, problem in self._config.faulty.items():
+                log.error("can't serve device", device=name, reason=str(problem))
             plan = self._plan(self._config)
             for problem in plan.problems:
                 log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
@@ -233,12 +236,14 @@ class Daemon:
                     case "region":
                         log.error("can't serve region", region=name, reason=str(error))
                     case "device":
-                        log.error("can't serve device", device=name, reason=str(error))
+                        # the traceback is of use where the type's own code is to blame
+                        trace = {"exc_info": error} if isinstance(error, DeviceFaulty) else {}
+                        log.error("can't serve device", device=name, reason=str(error), **trace)
                     case "client":
                         log.error("can't have client", client=name, reason=str(error))
                     case _:
                         log.error("can't have flat device", flat=name, reason=str(error))
-            made = not failed
+            made = all(kind == "device" for kind, _, _ in failed)
         for sockets in (self._sockets.regions, self._sockets.devices):
             for name in sockets:
                 log.warning("socket for no region or device", socket=name)

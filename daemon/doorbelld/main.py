@@ -31,7 +31,7 @@ Exit status:
   2   the command line is wrong
   65  a newer version left state that this one can't read
   69  no message bus, or the name is somebody else's
-  73  a socket, memory or a device can't be made
+  73  a region can't be made: a socket or memory can't be had
   78  the configuration is wrong
 """
 
@@ -73,13 +73,13 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     if root is not None and (file is not None or not check):
         raise click.UsageError("--root is for --check without --config: it looks at the files of another host")
 
-    def read() -> Config:
-        config = load(file) if file is not None else load_layered(root or "/")
+    def read(tolerant: bool = False) -> Config:
+        config = load(file, tolerant=tolerant) if file is not None else load_layered(root or "/", tolerant=tolerant)
         return _at_home(config) if bus == "private" and root is None else config
 
     config, trouble = None, ""
     try:
-        config = read()
+        config = read(tolerant=not check)
     except InvalidOptions as error:
         count = len(error.problems)
         trouble = f"{error}\n{count} problem{'s' * (count != 1)} in the configuration"

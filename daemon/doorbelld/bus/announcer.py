@@ -34,6 +34,7 @@ from ..host.events import (
     DeviceChanged,
     DeviceEvent,
     DeviceRemoved,
+    ErrorChanged,
     FaultChanged,
     FrontendAttached,
     FrontendDetached,
@@ -243,6 +244,7 @@ class Announcer:
                 | FaultChanged()
                 | Negotiated()
                 | ConfigChanged()
+                | ErrorChanged()
                 | DeviceChanged()
             ):  # not QueueChanged: queues don't tell of their changes
                 self._waiting.append(functools.partial(self._announce_device, event))
@@ -262,6 +264,8 @@ class Announcer:
                 self._change(path, _NEGOTIATED)
             case ConfigChanged():
                 self._change(path, ("ConfigSpace",))
+            case ErrorChanged():
+                self._change(path, ("Error",))
             case DeviceChanged():
                 self._change(path, interfaces.load(DEVICE).properties)
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
+from . import device_tables
 from .arguments import (
     complete_device,
     complete_name,
@@ -22,7 +23,7 @@ from .arguments import (
     device_argument,
     kind_option,
 )
-from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, plural
+from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, place, plural
 
 _KEYS = (
     ("--size", str, "SIZE", "Bytes, or with K, M, G: a power of two. Default: 4M."),
@@ -153,6 +154,8 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
     if session.json:
         session.emit({"name": name, **made})
         return
+    if words := device_tables.error(made):
+        click.echo(f"warning: {name}: {words}", err=True)
     where = f"looks for a front-end at {made['socket']}" if made["connect"] else f"listens at {made['socket']}"
     click.echo(f"made device {name} ({made['type']}, {plural(len(made['queues']), 'queue')}); it {where}")
     if sys.stdout.isatty():
@@ -219,29 +222,46 @@ _REMOVALS = {
 
 
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
-    found, known = session.run(lambda daemon: daemon.find(name, kind))
-    there = _connected(found, known)
+    async def ask(daemon: Daemon) -> tuple[str, list[str]]:
+        found = kind or await daemon.kind_of(name, KINDS)
+        return found, await _connected(daemon, found, name)
+
+    found, names = session.run(ask)
+    there = _in_words(found, names)
     if there and not yes:
         if not sys.stdin.isatty():
             raise Refused(f'{found} "{name}" has {there} connected; to disconnect and remove it, add --yes')
         if not click.confirm(f"{found.capitalize()} {name} has {there} connected. Disconnect and remove?", err=True):
             raise Refused(f'{found} "{name}" stays')
     session.run(lambda daemon: daemon.call(_REMOVALS[found], "s", name, timeout=None))
-    counts = {"region": len(known.get("peers", ())), "device": int(known.get("front-end") is not None)}
-    session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=counts.get(found, 0))
+    session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=len(names))
 
 
-def _connected(kind: str, known: dict[str, Any]) -> str:
-    """Say who is connected to a region or a device; empty if nobody is, or it is we who connect."""
-    if kind in ("client", "flat"):
-        return ""
+async def _connected(daemon: Daemon, kind: str, name: str) -> list[str]:
+    """Name those who are connected to a region or a device; nobody where it is we who connect.
+
+    What is asked for is the least that tells: a thing can be removed though it can't be described.
+    """
+    from ..bus.client import CallFailed
+
+    if kind == "region":
+        return [vm or f"pid {pid}" for _, pid, _, _, vm, _ in await daemon.call("ListPeers", "s", name)]
+    if kind != "device":
+        return []
+    path, interface = place(kind, name)
+    try:
+        told = [await daemon.client.get(path, interface, key) for key in ("FrontendPid", "FrontendVmName", "State")]
+    except CallFailed:
+        return []  # it is not there, which RemoveDevice says better
+    pid, vm, state = told
+    return [vm or f"pid {pid}"] if state in ("connected", "running") else []
+
+
+def _in_words(kind: str, names: list[str]) -> str:
+    """Say who is connected; empty if nobody is."""
     if kind == "device":
-        who = known["front-end"]
-        return f"a front-end ({who['vm'] or 'pid ' + str(who['pid'])})" if who else ""
-    if not known["peers"]:
-        return ""
-    names = ", ".join(peer["vm"] or f"pid {peer['pid']}" for peer in known["peers"][:5])
-    return f"{plural(len(known['peers']), 'peer')} ({names}{', ...' * (len(known['peers']) > 5)})"
+        return f"a front-end ({names[0]})" if names else ""
+    return f"{plural(len(names), 'peer')} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" if names else ""
 
 
 @click.command()

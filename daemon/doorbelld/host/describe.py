@@ -8,13 +8,18 @@ Keys are spelled as in the configuration.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import in_words, printable
 from ..ivshmem.flat import Register
 from ..ivshmem.hostclient import HostClient, HostFlat
 from ..ivshmem.region import Region
 from ..vhost.backend import Backend
+
+_TEXT_MAX = 4096
+"""Characters of an option of a device that are shown, as many as a path may have."""
 
 
 def describe_region(region: Region) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
     who = device.who
     return {
         **device.spec.as_options(),
-        **_dashed({key: _plain(value) for key, value in dataclasses.asdict(device.spec.own).items()}),
+        **_own_options(device.spec.own),
         "virtio-id": device.virtio_id,
         "state": device.state.value,
         "reason": device.reason,
@@ -74,6 +79,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
             "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
         },
         "counters": device.counters,
+        "error": device.error,
         "memory": [_dashed(region._asdict()) for region in device.memory_regions],
         "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
     }
@@ -112,6 +118,21 @@ def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Give what JSON can say of an option of somebody's own type."""
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _own_options(own: Any) -> dict[str, Any]:
+    """Put the options of a type of devices, which may be another package's, in plain values."""
+    return _dashed({field.name: _plain(own, field.name) for field in dataclasses.fields(own)})
+
+
+def _plain(own: Any, name: str) -> Any:
+    """Give what JSON can say of an option."""
+    try:
+        value = getattr(own, name)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+            return int.__int__(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        return printable(str(value), _TEXT_MAX)
+    except BaseException as error:  # of a property, or of a __str__
+        return f"({in_words(error)})"

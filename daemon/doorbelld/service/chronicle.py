@@ -17,6 +17,7 @@ from ..host.events import (
     ClientRemoved,
     ClientStateChanged,
     ClientUnkept,
+    CodeFailed,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -129,6 +130,9 @@ class Chronicle:
                 text = "request of a front-end refused"
                 key = f"{device}: requests"
                 self._limited(log.warning, key, text, device=device, request=request, reason=reason)
+            case CodeFailed(reason=reason, cause=cause):
+                text = "code of a device failed"
+                self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)
             case ConfigChanged():
                 text = "device tells its front-end of a change"
                 self._limited(log.info, f"{device}: changes", text, device=device)
