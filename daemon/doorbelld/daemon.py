@@ -68,7 +68,8 @@ class Daemon:
     """One run of the daemon.
 
     *read* reads the configuration again; *config* is what it gave at the start, or None if something was wrong with it:
-    then those who were *kept* are served as they were. *sockets* are those that systemd made.
+    then those who were *kept* are served as they were. *sockets* are those that systemd made. *file* is what the
+    configuration is read from, if it is one file and not the usual folders.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Daemon:
         sockets: Sockets,
         *,
         exec_restart: bool = False,
+        file: str = "",
     ) -> None:
         self._read = read
         self._config = config
@@ -90,6 +92,7 @@ class Daemon:
         notify = notifier()
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
+        self._host.configuration_file = file
         self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
@@ -230,7 +233,7 @@ class Daemon:
             plan = self._plan(self._config)
             for problem in plan.problems:
                 log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
-            failed = await self._carry_out(plan)
+            _, failed = await self._carry_out(plan)
             for kind, name, error in failed:
                 match kind:
                     case "region":
@@ -253,50 +256,62 @@ class Daemon:
     def _plan(self, config: Config) -> Plan:
         return make_plan(self._host, config.regions, config.devices, config.clients, config.flats)
 
-    async def _carry_out(self, plan: Plan) -> list[tuple[str, str, DoorbellError]]:
-        """Do what *plan* says, all of it that can be done; gives what can't (its kind and name), and why."""
-        host, failed = self._host, []
+    async def _carry_out(self, plan: Plan) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, DoorbellError]]]:
+        """Do what *plan* says, all of it that can be done.
+
+        Returns what was done (action, kind and name), and what could not be done (kind and name), and why.
+        """
+        host = self._host
+        done: list[tuple[str, str, str]] = []
+        failed: list[tuple[str, str, DoorbellError]] = []
 
         @contextlib.contextmanager
-        def trying(kind: str, name: str) -> Iterator[None]:
+        def trying(action: str, kind: str, name: str) -> Iterator[None]:
             try:
                 yield
             except DoorbellError as error:
                 failed.append((kind, name, error))
+            else:
+                done.append((action, kind, name))
 
         for name in plan.clients.gone:
-            host.remove_client(name)
+            with trying("removed", "client", name):
+                host.remove_client(name)
         for name in plan.flats.gone:
-            host.remove_flat(name)
+            with trying("removed", "flat", name):
+                host.remove_flat(name)
         for name in plan.regions.gone:
-            host.remove_region(name)
+            with trying("removed", "region", name):
+                host.remove_region(name)
         for name in plan.devices.gone:
-            with trying("device", name):
+            with trying("removed", "device", name):
                 await host.remove_device(name)
         for region in plan.regions.changed:
-            with trying("region", region.name):
+            with trying("changed", "region", region.name):
                 host.change_region(region, configured=True)
         for device in plan.devices.changed:
-            with trying("device", device.name):
+            with trying("changed", "device", device.name):
                 host.change_device(device, configured=True)
         for client in plan.clients.changed:
-            host.change_client(client, configured=True)
+            with trying("changed", "client", client.name):
+                host.change_client(client, configured=True)
         for flat in plan.flats.changed:
-            host.change_flat(flat, configured=True)
+            with trying("changed", "flat", flat.name):
+                host.change_flat(flat, configured=True)
         for region in plan.regions.new:
-            with trying("region", region.name):
+            with trying("made", "region", region.name):
                 await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
                 self._report_room(region)
         for device in plan.devices.new:
-            with trying("device", device.name):
+            with trying("made", "device", device.name):
                 await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
         for client in plan.clients.new:
-            with trying("client", client.name):
+            with trying("made", "client", client.name):
                 host.create_client(client, configured=True)
         for flat in plan.flats.new:
-            with trying("flat", flat.name):
+            with trying("made", "flat", flat.name):
                 host.create_flat(flat, configured=True)
-        return failed
+        return done, failed
 
     def _report_room(self, spec: RegionSpec) -> None:
         limit = self._host.descriptor_limit
@@ -339,11 +354,12 @@ class Daemon:
                 if plan.problems:
                     raise InvalidOptions(config.placed(plan.problems))
                 self._config = config
-                if failed := await self._carry_out(plan):
+                done, failed = await self._carry_out(plan)
+                self._host.reloaded(done)
+                if failed:
                     cure = "all else was reloaded; remove the cause and reload again"
                     raise InvalidOptions([Problem(f"{kind}.{name}", str(error), cure) for kind, name, error in failed])
                 self._refresh()
-                log.info("configuration reloaded", serving=self._status())
             finally:
                 self._readiness.ready()
 

@@ -88,6 +88,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         counts["flat device"] = len(config.flats)
         files = ", ".join(config.files) or "no file, all defaults"
         parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items() if count or what == "region"]
+        for problem in config.warnings() if root is None else ():
+            click.echo(f"warning: {problem}", err=True)
         click.echo(f"{files}: fine; {', '.join(parts)}")
         return
     kept, sockets = store.take_over()
@@ -101,7 +103,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     catch_all()
     if config is None:
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
-    sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart)))
+    named = os.path.abspath(file) if file is not None else ""
+    sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart, named)))
 
 
 def _at_home(config: Config) -> Config:
@@ -114,6 +117,12 @@ def _at_home(config: Config) -> Config:
 
 
 async def _serve(
-    read: Callable[[], Config], config: Config | None, bus: str, kept: Kept, sockets: store.Sockets, exec_restart: bool
+    read: Callable[[], Config],
+    config: Config | None,
+    bus: str,
+    kept: Kept,
+    sockets: store.Sockets,
+    exec_restart: bool,
+    file: str,
 ) -> int:
-    return await Daemon(read, config, bus, kept, sockets, exec_restart=exec_restart).run()
+    return await Daemon(read, config, bus, kept, sockets, exec_restart=exec_restart, file=file).run()

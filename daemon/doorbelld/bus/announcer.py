@@ -45,13 +45,14 @@ from ..host.events import (
     RegionAdded,
     RegionChanged,
     RegionRemoved,
+    Reloaded,
     Rung,
     StateChanged,
 )
 from ..ivshmem.hostclient import HostClient, HostFlat
 from . import interfaces, paths
 from .library import text
-from .names import CLIENT, DEVICE, FLAT, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
+from .names import CLIENT, DEVICE, FLAT, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
 from .router import Router
 from .tree import Tree, device_paths
 
@@ -99,6 +100,9 @@ class Announcer:
     def hear(self, event: HostEvent) -> None:
         """Take an event of the model."""
         match event:
+            case Reloaded(changes=changes):  # at once, so that it comes before the reply to who asked for it
+                self._router.signal(ROOT, MANAGER, "Reloaded", "a(sss)", [[list(change) for change in changes]])
+                return
             case Rung(region=region, vector=vector, count=count):
                 self._ring((paths.region(region.name), REGION, "Rung", vector), count)
                 return

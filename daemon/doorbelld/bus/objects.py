@@ -161,6 +161,11 @@ class ManagerView(View, interface=MANAGER):
         """The D-Bus library's name and version."""
         return self._library
 
+    @prop("ConfigurationFile")
+    def configuration_file(self) -> str:
+        """The file of --config."""
+        return library.text(self._host.configuration_file)
+
     @prop("DescriptorLimit")
     def descriptor_limit(self) -> int:
         """RLIMIT_NOFILE."""

@@ -63,6 +63,12 @@ class Config:
         """What was read, in that order."""
         return tuple(self.layers.files)
 
+    def warnings(self) -> list[Problem]:
+        """Say what this host lacks for what is configured, such as the image of a disk; it may be there later."""
+        return self.placed(
+            problem for name, device in self.devices.items() for problem in device.warnings(f"device.{name}")
+        )
+
     def placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """Fill in file and line of *problems* with this configuration."""
         return self.layers.placed(problems, self._misnamed)

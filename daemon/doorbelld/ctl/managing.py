@@ -23,6 +23,7 @@ from .arguments import (
     device_argument,
     kind_option,
 )
+from .reloading import ACTIONS, changes_in_words
 from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, place, plural
 
 _KEYS = (
@@ -55,7 +56,8 @@ def setting(text: str, hint: str = "--set") -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise click.BadParameter(f'"{text}" is no KEY=VALUE', param_hint=hint)
+        guess = f"; did you mean path={text}?" if text.startswith("/") else ""
+        raise click.BadParameter(f'"{text}" is no KEY=VALUE{guess}', param_hint=hint)
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -212,7 +214,6 @@ def remove_flat(session: Session, flat: str) -> None:
     _remove(session, flat, "flat", yes=True)
 
 
-_ALWAYS_TOLD = ("region", "device")
 _REMOVALS = {
     "region": "RemoveRegion",
     "device": "RemoveDevice",
@@ -223,7 +224,7 @@ _REMOVALS = {
 
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
     async def ask(daemon: Daemon) -> tuple[str, list[str]]:
-        found = kind or await daemon.kind_of(name, KINDS)
+        found = await daemon.kind_of(name, [kind] if kind else KINDS)
         return found, await _connected(daemon, found, name)
 
     found, names = session.run(ask)
@@ -277,8 +278,15 @@ def refresh(session: Session, device: str) -> None:
     Example:
       truncate -s 20G disk0.img && doorbellctl refresh disk0
     """
-    session.run(lambda daemon: daemon.call_device(device, "Refresh"))
-    session.done(f"{device} looked again", device=device)
+
+    async def work(daemon: Daemon) -> dict[str, Any]:
+        await daemon.call_device(device, "Refresh")
+        return await daemon.device(device)
+
+    known = session.run(work)
+    something = bool(known.get("refreshable", True))
+    words = f"{device} looked again" if something else f"{device} is a {known['type']}, which has nothing to look at"
+    session.done(words, device=device, refreshable=something)
 
 
 @click.command()
@@ -303,15 +311,26 @@ def reload(session: Session) -> None:
     """Have the daemon read its configuration again.
 
     What is new in it is made, what is gone from it is removed, the rest is left alone, as is what was made over D-Bus
-    (create, create-device and the like). If anything is wrong with it, nothing is changed and all problems are listed.
+    (create, create-device and the like). What was made, removed and changed is listed. If anything is wrong with the
+    configuration, or would change what can't change while it is served, nothing is done and all problems are listed.
     """
 
-    async def work(daemon: Daemon) -> dict[str, list[str]]:
-        await daemon.call("Reload", timeout=None)
-        known = await daemon.describe()
-        return {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS}
+    async def work(daemon: Daemon) -> tuple[list[list[str]] | None, dict[str, list[str]]]:
+        from ..bus.client import Match, Signal
+        from ..bus.names import MANAGER, ROOT
 
-    there = session.run(work)
-    lines = [(f"{WORDS[kind]}s", there[f"{kind}s"]) for kind in KINDS if kind in _ALWAYS_TOLD or there[f"{kind}s"]]
-    words = "; ".join(f"{kinds}: {', '.join(names) or 'none'}" for kinds, names in lines)
-    session.done(f"configuration reloaded; {words}", **there)
+        heard: list[Signal] = []
+        match = Match(path=ROOT, interface=MANAGER, member="Reloaded")
+        async with await daemon.client.subscribe(match, callback=heard.append):
+            await daemon.call("Reload", timeout=None)
+        known = await daemon.describe()
+        changes = [list(change) for change in heard[-1].body[0]] if heard else None
+        return changes, {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS}
+
+    changes, there = session.run(work)
+    lists = {action: [f"{kind} {name}" for did, kind, name in changes or () if did == action] for action in ACTIONS}
+    if changes is None:  # an older daemon does not tell
+        words = "configuration reloaded"
+    else:
+        words = f"configuration reloaded: {changes_in_words(changes) or 'nothing changed'}"
+    session.done(words, **there, **lists)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import in_words, printable
@@ -22,10 +22,12 @@ _TEXT_MAX = 4096
 """Characters of an option of a device that are shown, as many as a path may have."""
 
 
-def describe_region(region: Region) -> dict[str, Any]:
-    """Say how a region was asked for, and who is there."""
+def describe_region(region: Region, refusals: Iterable[tuple[int, str]] = ()) -> dict[str, Any]:
+    """Say how a region was asked for, who is there, and who was refused last (when and why)."""
     return {
         **region.spec.as_options(),
+        "rules": [rule.raw() for rule in region.spec.peer],
+        "refusals": [{"time": when, "reason": reason} for when, reason in refusals],
         "host-rings": region.host.totals if region.host else [],
         "pairs": None if region.relay is None else [_dashed(dataclasses.asdict(pair)) for pair in region.relay.pairs()],
         "peers": [
@@ -80,6 +82,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
         },
         "counters": device.counters,
         "error": device.error,
+        "refreshable": device.refreshable,
         "memory": [_dashed(region._asdict()) for region in device.memory_regions],
         "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
     }

@@ -47,7 +47,15 @@ from ..vhost.events import (
     StateChanged,
 )
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The configuration was read again, and these *changes* (action, kind and name) were made for it."""
+
+    changes: tuple[tuple[str, str, str], ...]
+
+
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,7 @@ __all__ = [
     "RegionChanged",
     "RegionEvent",
     "RegionRemoved",
+    "Reloaded",
     "RequestRefused",
     "Rung",
     "StateChanged",

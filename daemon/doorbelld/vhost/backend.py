@@ -321,6 +321,11 @@ class Backend:
         return self._hooks.counters()
 
     @property
+    def refreshable(self) -> bool:
+        """Whether there is something behind the device that `refresh` looks at."""
+        return type(self.device).refresh is not Device.refresh
+
+    @property
     def error(self) -> str:
         """What is wrong with the device's code, by its last calls; empty if nothing is known to be."""
         return self._hooks.error

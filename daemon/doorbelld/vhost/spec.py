@@ -81,6 +81,16 @@ class DeviceSpec:
                 problem(key, f"no {key} {getattr(self, key)!r} on this host", "write a name that is there, or a number")
         return problems
 
+    def warnings(self, prefix: str) -> list[Problem]:
+        """Say what this host lacks for the device now, as far as its type knows (``warnings(prefix)`` of its Options).
+
+        The device can be served once that is there.
+        """
+        problems: list[Problem] = []
+        with _gathering(problems, prefix):
+            problems += getattr(self.own, "warnings", lambda _: [])(prefix)
+        return problems
+
     @classmethod
     def parse(cls, name: str, raw: Mapping[str, Any], prefix: str, find: Callable[[str], Kind]) -> DeviceSpec:
         """Read the table of device *name*; *find* gives the class of a type, or raises `DoorbellError`.
@@ -101,7 +111,8 @@ class DeviceSpec:
             problems.append(Problem(f"{prefix}.type", cause, cure))
         else:
             with _gathering(problems, prefix):
-                own = parse(kind.Options, {k: v for k, v in raw.items() if k not in _COMMON}, prefix)
+                rest = {key: value for key, value in raw.items() if key not in _COMMON}
+                own = parse(kind.Options, rest, prefix, others=_COMMON)
         made: DeviceSpec | None = None
         told = {problem.key for problem in problems}
         try:
