@@ -467,7 +467,9 @@ def test_write_and_read(ctl: Ctl, region: str) -> None:
     assert ctl.json("read", region, 64, 4, "--json") == {"region": region, "offset": 64, "length": 4, "hex": "deadbeef"}
     assert ctl("read", region, "64K", 0, "--raw") == ""
     assert "*" in ctl("read", region, "1K", 64).splitlines()
-    assert "is not hexadecimal" in ctl.refused("write", region, 0, "xy", "--hex", status=2)
+    said = ctl.refused("write", region, 0, "xy", "--hex", status=2)
+    assert "'xy' is not hexadecimal; write two digits for each byte, such as 'de ad be ef'" in said
+    assert "fromhex" not in said, "that is Python's business"
     assert "is no number" in ctl.refused("read", region, "x", 1, status=2)
 
 

@@ -182,8 +182,8 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
             _interpret(table, key, _reader(_PLAIN[key]), plain[key], problems)
     problems += _clashes(plain["region"], made, daemon.runtime_directory, layers)
     config = Config(daemon, plain["region"], made, plain["client"], plain["flat"], layers)
-    config.faulty.update(zip(faulty, config.placed(faulty.values()), strict=True))
-    return config, [*config.placed(problems), *config.faulty.values()]
+    config.faulty.update({name: config.placed([problem])[-1] for name, problem in faulty.items()})
+    return config, config.placed([*problems, *faulty.values()])
 
 
 def _usable(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Problem]]:
