@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
-import structlog
-
 from .. import __version__, devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..fds import eventfd
@@ -27,6 +25,7 @@ from ..ivshmem.peer import Peer
 from ..ivshmem.region import Region
 from ..ivshmem.spec import RegionSpec
 from ..ivshmem.table import RATE_MAX
+from ..log import get_logger
 from ..options import parse
 from ..vhost.errors import DeviceFaulty
 from ..vhost.spec import DeviceSpec
@@ -36,7 +35,7 @@ from .names import MANAGER, PEER, REGION, VECTOR
 from .sharing import DoorbellMethods, MemoryMethods, Ringer, if_room
 from .views import View, method, prop
 
-log = structlog.get_logger()
+log = get_logger()
 
 Joining = TypeVar("Joining", bound=ClientSpec)
 
