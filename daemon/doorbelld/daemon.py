@@ -8,7 +8,7 @@ What happens, in order, and what ends it early (exit status in brackets, as in s
 2. What was kept over a restart is put together again: from here on guests are served [65 if a newer version wrote it].
 3. The configuration's regions, devices, clients and flat devices are held against those that there are, and the
    difference is made, regions first, since a client may join one [73 if nothing was kept and one can't be made: then
-   nobody loses anything by our end].
+   nobody loses anything by our end]. A device that can't be made is left out: no region is lost because of one.
 4. The bus is joined and the name owned [69 if it can't be, and before step 3 if another daemon has its own bus where
    ours is to be].
 5. Ready: sd_notify, and a line in the log.
@@ -47,6 +47,7 @@ from .service.readiness import Readiness, Watchdog, notifier
 from .service.store import DescriptorStore, Sockets, room
 from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
+from .vhost.errors import DeviceFaulty
 
 if TYPE_CHECKING:
     from .bus.private import PrivateBus
@@ -67,7 +68,8 @@ class Daemon:
     """One run of the daemon.
 
     *read* reads the configuration again; *config* is what it gave at the start, or None if something was wrong with it:
-    then those who were *kept* are served as they were. *sockets* are those that systemd made.
+    then those who were *kept* are served as they were. *sockets* are those that systemd made. *file* is what the
+    configuration is read from, if it is one file and not the usual folders.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Daemon:
         sockets: Sockets,
         *,
         exec_restart: bool = False,
+        file: str = "",
     ) -> None:
         self._read = read
         self._config = config
@@ -89,6 +92,7 @@ class Daemon:
         notify = notifier()
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
+        self._host.configuration_file = file
         self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
@@ -221,24 +225,28 @@ class Daemon:
             self._host.unkeep()
 
     async def _begin(self) -> bool:
-        """Make what the configuration wants and is not there; tell whether all of it could be made."""
+        """Make what the configuration wants and is not there; tell whether all of it but devices could be made."""
         made = True
         if self._config is not None:
+            for name, problem in self._config.faulty.items():
+                log.error("can't serve device", device=name, reason=str(problem))
             plan = self._plan(self._config)
             for problem in plan.problems:
                 log.warning("configuration can't be applied live", key=problem.key, reason=f"{problem.cause}")
-            failed = await self._carry_out(plan)
+            _, failed = await self._carry_out(plan)
             for kind, name, error in failed:
                 match kind:
                     case "region":
                         log.error("can't serve region", region=name, reason=str(error))
                     case "device":
-                        log.error("can't serve device", device=name, reason=str(error))
+                        # the traceback is of use where the type's own code is to blame
+                        trace = {"exc_info": error} if isinstance(error, DeviceFaulty) else {}
+                        log.error("can't serve device", device=name, reason=str(error), **trace)
                     case "client":
                         log.error("can't have client", client=name, reason=str(error))
                     case _:
                         log.error("can't have flat device", flat=name, reason=str(error))
-            made = not failed
+            made = all(kind == "device" for kind, _, _ in failed)
         for sockets in (self._sockets.regions, self._sockets.devices):
             for name in sockets:
                 log.warning("socket for no region or device", socket=name)
@@ -248,50 +256,62 @@ class Daemon:
     def _plan(self, config: Config) -> Plan:
         return make_plan(self._host, config.regions, config.devices, config.clients, config.flats)
 
-    async def _carry_out(self, plan: Plan) -> list[tuple[str, str, DoorbellError]]:
-        """Do what *plan* says, all of it that can be done; gives what can't (its kind and name), and why."""
-        host, failed = self._host, []
+    async def _carry_out(self, plan: Plan) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, DoorbellError]]]:
+        """Do what *plan* says, all of it that can be done.
+
+        Returns what was done (action, kind and name), and what could not be done (kind and name), and why.
+        """
+        host = self._host
+        done: list[tuple[str, str, str]] = []
+        failed: list[tuple[str, str, DoorbellError]] = []
 
         @contextlib.contextmanager
-        def trying(kind: str, name: str) -> Iterator[None]:
+        def trying(action: str, kind: str, name: str) -> Iterator[None]:
             try:
                 yield
             except DoorbellError as error:
                 failed.append((kind, name, error))
+            else:
+                done.append((action, kind, name))
 
         for name in plan.clients.gone:
-            host.remove_client(name)
+            with trying("removed", "client", name):
+                host.remove_client(name)
         for name in plan.flats.gone:
-            host.remove_flat(name)
+            with trying("removed", "flat", name):
+                host.remove_flat(name)
         for name in plan.regions.gone:
-            host.remove_region(name)
+            with trying("removed", "region", name):
+                host.remove_region(name)
         for name in plan.devices.gone:
-            with trying("device", name):
+            with trying("removed", "device", name):
                 await host.remove_device(name)
         for region in plan.regions.changed:
-            with trying("region", region.name):
+            with trying("changed", "region", region.name):
                 host.change_region(region, configured=True)
         for device in plan.devices.changed:
-            with trying("device", device.name):
+            with trying("changed", "device", device.name):
                 host.change_device(device, configured=True)
         for client in plan.clients.changed:
-            host.change_client(client, configured=True)
+            with trying("changed", "client", client.name):
+                host.change_client(client, configured=True)
         for flat in plan.flats.changed:
-            host.change_flat(flat, configured=True)
+            with trying("changed", "flat", flat.name):
+                host.change_flat(flat, configured=True)
         for region in plan.regions.new:
-            with trying("region", region.name):
+            with trying("made", "region", region.name):
                 await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
                 self._report_room(region)
         for device in plan.devices.new:
-            with trying("device", device.name):
+            with trying("made", "device", device.name):
                 await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
         for client in plan.clients.new:
-            with trying("client", client.name):
+            with trying("made", "client", client.name):
                 host.create_client(client, configured=True)
         for flat in plan.flats.new:
-            with trying("flat", flat.name):
+            with trying("made", "flat", flat.name):
                 host.create_flat(flat, configured=True)
-        return failed
+        return done, failed
 
     def _report_room(self, spec: RegionSpec) -> None:
         limit = self._host.descriptor_limit
@@ -334,11 +354,12 @@ class Daemon:
                 if plan.problems:
                     raise InvalidOptions(config.placed(plan.problems))
                 self._config = config
-                if failed := await self._carry_out(plan):
+                done, failed = await self._carry_out(plan)
+                self._host.reloaded(done)
+                if failed:
                     cure = "all else was reloaded; remove the cause and reload again"
                     raise InvalidOptions([Problem(f"{kind}.{name}", str(error), cure) for kind, name, error in failed])
                 self._refresh()
-                log.info("configuration reloaded", serving=self._status())
             finally:
                 self._readiness.ready()
 

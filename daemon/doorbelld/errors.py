@@ -57,6 +57,10 @@ class RegionInUse(DoorbellError):
     """Peers are connected to the region."""
 
 
+class UnusableDeviceType(NoSuchDeviceType):
+    """There is a device of that type, but its package can't be imported, or its class is wrong."""
+
+
 class RegionExists(DoorbellError):
     """A region of that name is there already."""
 
@@ -111,6 +115,21 @@ class BusUnavailable(DoorbellError):
 
 class StateMismatch(DoorbellError):
     """Exported state does not fit what it is to be restored into."""
+
+
+def printable(text: str, limit: int = 255) -> str:
+    """Make *text* one line that a terminal, the log and D-Bus take: at most *limit* characters, all printable."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def in_words(error: BaseException) -> str:
+    """Say what *error* is in one line, whatever it is: its type and its text."""
+    try:
+        text = printable(str(error))
+    except BaseException:  # of a class of somebody's own, whose __str__ fails
+        text = "(its text can't be had)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ Exit status:
   2   the command line is wrong
   65  a newer version left state that this one can't read
   69  no message bus, or the name is somebody else's
-  73  a socket, memory or a device can't be made
+  73  a region can't be made: a socket or memory can't be had
   78  the configuration is wrong
 """
 
@@ -73,13 +73,13 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     if root is not None and (file is not None or not check):
         raise click.UsageError("--root is for --check without --config: it looks at the files of another host")
 
-    def read() -> Config:
-        config = load(file) if file is not None else load_layered(root or "/")
+    def read(tolerant: bool = False) -> Config:
+        config = load(file, tolerant=tolerant) if file is not None else load_layered(root or "/", tolerant=tolerant)
         return _at_home(config) if bus == "private" and root is None else config
 
     config, trouble = None, ""
     try:
-        config = read()
+        config = read(tolerant=not check)
     except InvalidOptions as error:
         count = len(error.problems)
         trouble = f"{error}\n{count} problem{'s' * (count != 1)} in the configuration"
@@ -88,6 +88,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
         counts["flat device"] = len(config.flats)
         files = ", ".join(config.files) or "no file, all defaults"
         parts = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items() if count or what == "region"]
+        for problem in config.warnings() if root is None else ():
+            click.echo(f"warning: {problem}", err=True)
         click.echo(f"{files}: fine; {', '.join(parts)}")
         return
     kept, sockets = store.take_over()
@@ -101,7 +103,8 @@ def main(file: str | None, root: str | None, bus: str, log_level: str | None, ch
     catch_all()
     if config is None:
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
-    sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart)))
+    named = os.path.abspath(file) if file is not None else ""
+    sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart, named)))
 
 
 def _at_home(config: Config) -> Config:
@@ -114,6 +117,12 @@ def _at_home(config: Config) -> Config:
 
 
 async def _serve(
-    read: Callable[[], Config], config: Config | None, bus: str, kept: Kept, sockets: store.Sockets, exec_restart: bool
+    read: Callable[[], Config],
+    config: Config | None,
+    bus: str,
+    kept: Kept,
+    sockets: store.Sockets,
+    exec_restart: bool,
+    file: str,
 ) -> int:
-    return await Daemon(read, config, bus, kept, sockets, exec_restart=exec_restart).run()
+    return await Daemon(read, config, bus, kept, sockets, exec_restart=exec_restart, file=file).run()

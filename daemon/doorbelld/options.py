@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from .errors import InvalidOptions, Problem
@@ -132,10 +132,11 @@ def frozen_differences(old: Any, new: Any, prefix: str, cure: str) -> list[Probl
     ]
 
 
-def parse(table: type[T], raw: Mapping[str, object], prefix: str, **given: Any) -> T:
+def parse(table: type[T], raw: Mapping[str, object], prefix: str, *, others: Collection[str] = (), **given: Any) -> T:
     """Build *table* (a dataclass of options) from *raw*.
 
-    *prefix* is put before each key in what is reported (``region.demo``); *given* are fields that are not options.
+    *prefix* is put before each key in what is reported (``region.demo``); *given* are fields that are not options;
+    *others* are keys that stand beside those of *table* and are read elsewhere.
     A ``check(prefix) -> list[Problem]`` method of *table*, if any, then looks at the values together.
 
     Raises:
@@ -151,7 +152,7 @@ def parse(table: type[T], raw: Mapping[str, object], prefix: str, **given: Any) 
     for key, value in raw.items():
         name = f"{prefix}.{key}"
         if (field := fields.get(key)) is None:
-            problems.append(Problem(name, "unknown key", _did_you_mean(key, list(fields))))
+            problems.append(Problem(name, "unknown key", _did_you_mean(key, [*fields, *others])))
             continue
         try:
             values[field.name] = field.metadata["convert"](value)

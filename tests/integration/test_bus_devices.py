@@ -143,7 +143,15 @@ def test_every_property_of_a_device_and_of_a_queue(client: Client, daemon: Daemo
     assert {"MQ", "CONFIG", "REPLY_ACK"} <= set(found["OfferedProtocolFeatureNames"])
     assert {name: listed(value) for name, value in found.items() if not name.startswith("Offered")} == {
         **{"Name": "echo", "Type": "loopback", "VirtioId": 63, "Socket": str(daemon.socket("echo")), "Connect": False},
-        **{"QueueCount": 2, "PollUSec": 0, "State": "listening", "Reason": "", "Fault": "", "MemoryRegions": []},
+        **{
+            "QueueCount": 2,
+            "PollUSec": 0,
+            "State": "listening",
+            "Reason": "",
+            "Fault": "",
+            "Error": "",
+            "MemoryRegions": [],
+        },
         **{"Status": 0},
         **{"FrontendPid": 0, "FrontendUid": NO_ID, "FrontendGid": NO_ID, "FrontendVmName": "", "FrontendUnit": ""},
         **{"FrontendSince": 0, "AckedFeatures": 0, "AckedFeatureNames": []},

@@ -13,6 +13,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -361,11 +362,93 @@ def test_reload(short_path: Path) -> None:
     with Daemon(short_path) as daemon:
         ctl = Ctl(daemon.bus)
         daemon.write_config("[region.demo]\n[region.more]\n")
-        assert "demo, more" in ctl("reload")
+        assert ctl("reload") == "configuration reloaded: made region more\n"
         daemon.write_config("[region.demo]\nsize = 3\n")
         assert f"{daemon.config}:4: region.demo.size" in ctl.refused("reload")
         daemon.write_config("[region.demo]\n")
-        assert ctl.json("reload", "--json") == {"regions": ["demo"], **NOTHING_ELSE}
+        done = {"made": [], "removed": ["region more"], "changed": []}
+        assert ctl.json("reload", "--json") == {"regions": ["demo"], **NOTHING_ELSE, **done}
+        assert ctl("reload") == "configuration reloaded: nothing changed\n"
+        more = "[device.loop]\ntype = 'loopback'\n[flat.mcu]\nsocket = '/x'\n"
+        daemon.write_config(f"[region.demo]\nmode = '0600'\n{more}")
+        with Monitor(ctl, "--json") as monitor:
+            assert monitor.event()["event"] == "watching"
+            said = ctl("reload")
+            assert said == "configuration reloaded: made device loop, flat device mcu; changed region demo\n"
+            assert "device loop, flat mcu" in daemon.log, "the log says so too"
+            while (event := monitor.event())["event"] != "configuration-reloaded":
+                pass
+            assert event == {
+                "event": "configuration-reloaded",
+                "made": ["device loop", "flat mcu"],
+                "removed": [],
+                "changed": ["region demo"],
+            }
+
+
+RULES = """
+[region.demo]
+max-peers = 3
+relay = true
+relay-rate = 5000
+[[region.demo.peer]]
+match = { vm = "guest*", uid = 4242 }
+id = 7
+may-ring = ["host", "8"]
+[[region.demo.peer]]
+match = { unit = "worker.service" }
+[[region.demo.peer]]
+match = { uid = UID }
+[region.open]
+"""
+
+
+def test_rules_say_who_may_come_and_ring_whom_and_why_not(short_path: Path) -> None:
+    with Daemon(short_path, RULES.replace("UID", str(os.getuid()))) as daemon:
+        ctl = Ctl(daemon.bus)
+        said = ctl("status", "demo", "-n", 0)
+        assert re.search(
+            r"Relay: on: rings pass the daemon, at most 5,000 deliveries a second of each pair$", said, re.M
+        )
+        assert re.search(r"Rules: 3 rules .*: doorbellctl rules demo$", said, re.M)
+        said = ctl("status", "open", "-n", 0)
+        assert "Relay: off: " in said and "Rules: none: " in said
+        rows = ctl("rules", "demo").splitlines()
+        assert rows[1].split() == ["1", "vm=guest*,", "uid=4242", "7", "host,", "8", "-"]
+        assert "open has no rules" in ctl("rules", "open")
+        yes = ctl("rules", "demo", "--vm", "guest1", "--uid", 4242)
+        assert yes == "admitted: rule 1 gives ID 7; may ring host, 8\n"
+        assert ctl("rules", "demo", "--unit", "worker.service") == "admitted: rule 2 gives a free ID; may ring *\n"
+        done = ctl.run("rules", "demo", "--vm", "other", "--uid", 4242)
+        assert (done.returncode, done.stdout.decode().splitlines()) == (
+            1,
+            [
+                "refused: no rule of demo matches; add a [[region.demo.peer]]",
+                "rule 1 wants vm guest*",
+                "rule 2 wants unit worker.service",
+                f"rule 3 wants uid {os.getuid()}",
+            ],
+        )
+        assert ctl.json("rules", "open", "--vm", "x", "--json")["admitted"] is True
+        peers = [join(daemon, "demo") for _ in range(3)]
+        assert "demo is full, max-peers is 3" in ctl.run("rules", "demo", "--uid", os.getuid()).stdout.decode()
+        with socket.socket(socket.AF_UNIX) as late:
+            late.connect(str(daemon.socket("demo")))
+            late.settimeout(DEADLINE)
+            assert late.recv(1) == b"", "it is refused"
+        eventually_refused = ctl("rules", "demo")
+        assert "Refused lately:" in eventually_refused and "raise max-peers" in eventually_refused
+        for peer in peers:
+            peer.close()
+        assert "is not known on this host" in ctl.refused("rules", "demo", "--uid", "nobody-of-that-name", status=2)
+
+
+def test_the_configuration_of_a_daemon_that_was_given_a_file_is_that_file(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        ctl = Ctl(daemon.bus)
+        assert ctl("cat-config").startswith(f"# {daemon.config}\n")
+        assert f'runtime-directory = "{daemon.runtime}"' in ctl("cat-config", "--effective")
+        assert "no configuration in" in ctl("cat-config", "--root", short_path / "run")
 
 
 # Memory
@@ -384,7 +467,9 @@ def test_write_and_read(ctl: Ctl, region: str) -> None:
     assert ctl.json("read", region, 64, 4, "--json") == {"region": region, "offset": 64, "length": 4, "hex": "deadbeef"}
     assert ctl("read", region, "64K", 0, "--raw") == ""
     assert "*" in ctl("read", region, "1K", 64).splitlines()
-    assert "is not hexadecimal" in ctl.refused("write", region, 0, "xy", "--hex", status=2)
+    said = ctl.refused("write", region, 0, "xy", "--hex", status=2)
+    assert "'xy' is not hexadecimal; write two digits for each byte, such as 'de ad be ef'" in said
+    assert "fromhex" not in said, "that is Python's business"
     assert "is no number" in ctl.refused("read", region, "x", 1, status=2)
 
 

@@ -213,7 +213,13 @@ def test_create_and_remove(ctl: Ctl, daemon: Daemon) -> None:
     assert said == f"made flat device new of the server at {daemon.socket()}: connected, ID 3\n"
     assert ctl("remove", "new", "--kind", "client") == "removed client new\n"
     assert ctl("remove", "new") == "removed flat device new\n"
+    named = ctl("create-flat", "new", "demo")
+    assert named == f"made flat device new of the server at {daemon.socket()}: connected, ID 2\n"
+    assert ctl("remove", "new") == "removed flat device new\n"
     nowhere = daemon.directory / "nowhere"
+    said = ctl("create-flat", "new", nowhere)
+    assert said.startswith(f"made flat device new, which is waiting for the server at {nowhere}: no ivshmem server")
+    assert ctl("remove-flat", "new") == "removed flat device new\n"
     assert f"no ivshmem server at {nowhere}" in ctl("create-client", "new", nowhere)
     assert ctl.json("remove-client", "new", "--json") == {"name": "new", "disconnected": 0}
     ctl("create-flat", "new", daemon.socket(), "--memory-size", "4M")
@@ -223,8 +229,7 @@ def test_create_and_remove(ctl: Ctl, daemon: Daemon) -> None:
 
 
 def test_reload_tells_of_them(ctl: Ctl) -> None:
-    said = ctl("reload")
-    assert "devices: none; clients: both, lab; flat devices: both, mcu" in said
+    assert ctl("reload") == "configuration reloaded: nothing changed\n"
     assert ctl.json("reload", "--json")["flats"] == ["both", "mcu"]
 
 

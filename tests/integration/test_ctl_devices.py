@@ -228,6 +228,7 @@ def test_refresh_tells_of_a_disk_that_grew(ctl: Ctl, daemon: Daemon) -> None:
     with Monitor(ctl, "disk", "--json") as monitor:
         assert monitor.event()["event"] == "watching"
         assert ctl("refresh", "disk") == "disk looked again\n"
+        assert ctl("refresh", "entropy") == "entropy is a rng, which has nothing to look at\n"
         assert monitor.event() == {"event": "device-config", "device": "disk"}
     assert "(4096 sectors)" in ctl("status", "disk")
     os.truncate(daemon.directory / "image", SIZE)
@@ -268,8 +269,10 @@ def test_create_and_remove(ctl: Ctl, daemon: Daemon) -> None:
     [
         (["create-device", "loop", "rng"], 'device "loop" is there already'),
         (["create-device", "new", "what"], "no device type 'what'; write one of blk, loopback, rng"),
+        (["create-device", "new", "blkk"], "no device type 'blkk'; did you mean \"blk\"?"),
+        (["create-device", "new", "loopback", "limt=4"], "device.new.limt: unknown key; known here: connect, group, "),
         (["create-device", "new", "blk"], "device.new.path: missing"),
-        (["create-device", "new", "blk", "path=/nowhere/x"], "image /nowhere/x: No such file"),
+        (["create-device", "new", "blk", "path=/nowhere/x"], "make it, for example: truncate -s 10G /nowhere/x"),
         (["create-device", "new", "rng", "rats=1"], 'did you mean "rate"?'),
         (["create-device", "new", "rng", "rate=2026-01-01"], "can't go over D-Bus"),
         (["devices", "nowhere"], 'no device "nowhere"; there is: both, disk, entropy, loop'),
@@ -296,6 +299,8 @@ def test_a_refusal_is_one_line_and_status_1(ctl: Ctl, words: list[str], error: s
 
 def test_a_setting_that_is_none(ctl: Ctl) -> None:
     assert "no KEY=VALUE" in ctl.refused("create-device", "new", "rng", "rate", status=2)
+    said = ctl.refused("create-device", "new", "blk", "/srv/x", status=2)
+    assert '"/srv/x" is no KEY=VALUE; did you mean path=/srv/x?' in said
 
 
 def test_a_name_of_both_kinds(ctl: Ctl, daemon: Daemon) -> None:

@@ -93,6 +93,17 @@ def test_check_of_a_good_configuration_is_0_and_does_nothing(config: Write, shor
     assert done.stdout == f"{short_path}/doorbelld.toml: fine; 0 regions, 2 clients, 1 flat device\n"
 
 
+def test_the_check_warns_of_an_image_that_is_not_there(config: Write, short_path: Path) -> None:
+    file = config(f"[device.d]\ntype = 'blk'\npath = '{short_path}/the image'\n")
+    done = run("--check", "--config", file)
+    assert (done.returncode, done.stdout) == (0, f"{file}: fine; 0 regions, 1 device\n")
+    cause = f"image {short_path}/the image: No such file or directory"
+    cure = f"make it, for example: truncate -s 10G '{short_path}/the image'"
+    assert done.stderr == f"warning: {file}:5: device.d.path: {cause}; {cure}\n"
+    (short_path / "the image").write_bytes(bytes(512))
+    assert run("--check", "--config", file).stderr == ""
+
+
 @pytest.mark.parametrize("check", [["--check"], []])
 def test_a_wrong_configuration_is_78_with_every_problem(config: Write, short_path: Path, check: list[str]) -> None:
     file = config('[region.a]\nsize = "3M"\n[region.b]\ncolour = "red"\n')

@@ -30,7 +30,7 @@ from support.needs import require
 ROOT = Path(__file__).parents[2]
 CHANGING = {
     *("PeerCount", "ClearPolicy", "MaxAbsent", "MaxPeers", "StallTimeoutUSec", "RelayRate"),
-    *("PollUSec", "State", "Reason", "Fault", "ConfigSpace", "MemoryRegions"),
+    *("PollUSec", "State", "Reason", "Fault", "Error", "ConfigSpace", "MemoryRegions"),
     *(f"Frontend{what}" for what in ("Pid", "Uid", "Gid", "VmName", "Unit", "Since")),
     *(f"Acked{what}" for what in ("Features", "FeatureNames", "ProtocolFeatures", "ProtocolFeatureNames")),
     *(f"Client.{what}" for what in ("Id", "Size", "Since", "Reconnect")),

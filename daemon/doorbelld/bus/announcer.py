@@ -34,6 +34,7 @@ from ..host.events import (
     DeviceChanged,
     DeviceEvent,
     DeviceRemoved,
+    ErrorChanged,
     FaultChanged,
     FrontendAttached,
     FrontendDetached,
@@ -44,13 +45,14 @@ from ..host.events import (
     RegionAdded,
     RegionChanged,
     RegionRemoved,
+    Reloaded,
     Rung,
     StateChanged,
 )
 from ..ivshmem.hostclient import HostClient, HostFlat
 from . import interfaces, paths
 from .library import text
-from .names import CLIENT, DEVICE, FLAT, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
+from .names import CLIENT, DEVICE, FLAT, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
 from .router import Router
 from .tree import Tree, device_paths
 
@@ -98,6 +100,9 @@ class Announcer:
     def hear(self, event: HostEvent) -> None:
         """Take an event of the model."""
         match event:
+            case Reloaded(changes=changes):  # at once, so that it comes before the reply to who asked for it
+                self._router.signal(ROOT, MANAGER, "Reloaded", "a(sss)", [[list(change) for change in changes]])
+                return
             case Rung(region=region, vector=vector, count=count):
                 self._ring((paths.region(region.name), REGION, "Rung", vector), count)
                 return
@@ -243,6 +248,7 @@ class Announcer:
                 | FaultChanged()
                 | Negotiated()
                 | ConfigChanged()
+                | ErrorChanged()
                 | DeviceChanged()
             ):  # not QueueChanged: queues don't tell of their changes
                 self._waiting.append(functools.partial(self._announce_device, event))
@@ -262,6 +268,8 @@ class Announcer:
                 self._change(path, _NEGOTIATED)
             case ConfigChanged():
                 self._change(path, ("ConfigSpace",))
+            case ErrorChanged():
+                self._change(path, ("Error",))
             case DeviceChanged():
                 self._change(path, interfaces.load(DEVICE).properties)
 

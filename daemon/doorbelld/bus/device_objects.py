@@ -4,13 +4,12 @@
 
 What a device moves is counted by its workers, and read here only when somebody asks: no property of a queue tells of
 its changes. Words that may come from a device of somebody's own, or from a guest through it, are made fit for the bus
-(`library.text`), and a device that fails when it is looked at does not keep others from being seen.
+(`library.text`). What a device's code fails at is contained by `vhost.hooks`, and is its `Error`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from ..vhost.backend import Backend
 from ..vhost.queuestate import QueueState
@@ -21,8 +20,6 @@ from .views import View, method, prop
 
 NOBODY = 0xFFFFFFFF
 """The user and group of a front-end that is not there."""
-
-T = TypeVar("T")
 
 
 class DeviceView(View, interface=DEVICE):
@@ -96,6 +93,11 @@ class DeviceView(View, interface=DEVICE):
         """What keeps front-ends from using it."""
         return text(self._device.fault)
 
+    @prop("Error")
+    def error(self) -> str:
+        """What is wrong with its code."""
+        return text(self._device.error)
+
     @prop("FrontendPid")
     def frontend_pid(self) -> int:
         """Its process."""
@@ -149,7 +151,7 @@ class DeviceView(View, interface=DEVICE):
     @prop("OfferedProtocolFeatures")
     def offered_protocol_features(self) -> int:
         """Bits."""
-        return _asked(lambda: int(self._device.offered_protocol_features), 0)
+        return int(self._device.offered_protocol_features)
 
     @prop("OfferedProtocolFeatureNames")
     def offered_protocol_feature_names(self) -> list[str]:
@@ -179,7 +181,7 @@ class DeviceView(View, interface=DEVICE):
     @prop("ConfigSpace")
     def config_space(self) -> bytes:
         """The configuration space."""
-        return _asked(lambda: bytes(self._device.config), b"")
+        return self._device.config
 
     @prop("Requests")
     def requests(self) -> int:
@@ -290,11 +292,3 @@ class QueueView(View, interface=QUEUE):
     def broken(self) -> str:
         """Why it does nothing more."""
         return text(self._look().broken)
-
-
-def _asked(ask: Callable[[], T], else_: T) -> T:
-    """Give what a device's own code says, or *else_* if it fails; its front-end is told when it asks."""
-    try:
-        return ask()
-    except Exception:
-        return else_

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
 from .. import __version__, devices
-from ..errors import InvalidOptions, NoSuchDeviceType, Problem
+from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..fds import eventfd
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
@@ -25,13 +25,17 @@ from ..ivshmem.peer import Peer
 from ..ivshmem.region import Region
 from ..ivshmem.spec import RegionSpec
 from ..ivshmem.table import RATE_MAX
+from ..log import get_logger
 from ..options import parse
+from ..vhost.errors import DeviceFaulty
 from ..vhost.spec import DeviceSpec
 from . import library, paths
 from .authority import Action
 from .names import MANAGER, PEER, REGION, VECTOR
 from .sharing import DoorbellMethods, MemoryMethods, Ringer, if_room
 from .views import View, method, prop
+
+log = get_logger()
 
 Joining = TypeVar("Joining", bound=ClientSpec)
 
@@ -97,7 +101,11 @@ class ManagerView(View, interface=MANAGER):
     @method("CreateDevice", Action.MANAGE)
     async def create_device(self, name: str, kind: str, options: dict[str, Any]) -> str:
         """Make a device."""
-        await self._host.create_device(_device_spec(name, kind, library.unwrap(options)))
+        try:
+            await self._host.create_device(_device_spec(name, kind, library.unwrap(options)))
+        except (DeviceFaulty, UnusableDeviceType) as error:
+            log.error("can't serve device", device=name, reason=str(error), exc_info=error)
+            raise
         return paths.device(name)
 
     @method("CreateClient", Action.MANAGE)
@@ -152,6 +160,11 @@ class ManagerView(View, interface=MANAGER):
         """The D-Bus library's name and version."""
         return self._library
 
+    @prop("ConfigurationFile")
+    def configuration_file(self) -> str:
+        """The file of --config."""
+        return library.text(self._host.configuration_file)
+
     @prop("DescriptorLimit")
     def descriptor_limit(self) -> int:
         """RLIMIT_NOFILE."""
@@ -176,7 +189,7 @@ def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
     try:
         found = devices.find(kind)
     except NoSuchDeviceType as error:
-        raise NoSuchDeviceType(f'device "{name}": {error}') from error
+        raise type(error)(f'device "{name}": {error}') from error
     prefix = f"device.{name}"
     problems = []
     if "type" in options:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .. import devices
-from ..errors import InvalidOptions, NoSuchDeviceType, Problem
+from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec
 from ..log import LEVELS
@@ -55,11 +55,19 @@ class Config:
     clients: dict[str, ClientSpec] = field(default_factory=dict)
     flats: dict[str, FlatSpec] = field(default_factory=dict)
     layers: Layers = field(default_factory=Layers, compare=False, repr=False)
+    faulty: dict[str, Problem] = field(default_factory=dict)
+    """Devices that are left out because the package of their type is wrong, and what is wrong with it."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """What was read, in that order."""
         return tuple(self.layers.files)
+
+    def warnings(self) -> list[Problem]:
+        """Say what this host lacks for what is configured, such as the image of a disk; it may be there later."""
+        return self.placed(
+            problem for name, device in self.devices.items() for problem in device.warnings(f"device.{name}")
+        )
 
     def placed(self, problems: Iterable[Problem]) -> list[Problem]:
         """Fill in file and line of *problems* with this configuration."""
@@ -93,33 +101,35 @@ class Reading:
     config: Config
     problems: tuple[Problem, ...]
 
-    def checked(self) -> Config:
-        """Give the configuration if nothing is wrong with it.
+    def checked(self, *, tolerant: bool = False) -> Config:
+        """Give the configuration if nothing is wrong with it; if *tolerant*, devices may be `Config.faulty`.
 
         Raises:
             InvalidOptions: with all problems, each with file and line.
         """
-        if self.problems:
-            raise InvalidOptions(self.problems)
+        if problems := [p for p in self.problems if not (tolerant and p in self.config.faulty.values())]:
+            raise InvalidOptions(problems)
         return self.config
 
 
-def load(file: str) -> Config:
-    """Read and check *file*, and nothing else.
+def load(file: str, *, tolerant: bool = False) -> Config:
+    """Read and check *file*, and nothing else; see `Reading.checked` for *tolerant*.
 
     Raises:
         InvalidOptions: with all problems, each with file and line.
     """
-    return read_file(file).checked()
+    return read_file(file).checked(tolerant=tolerant)
 
 
-def load_layered(root: str = "/") -> Config:
+def load_layered(root: str = "/", *, tolerant: bool = False) -> Config:
     """Read and check what lies in the usual folders (below *root*): the main file and its drop-ins.
+
+    See `Reading.checked` for *tolerant*.
 
     Raises:
         InvalidOptions: with all problems of all files, each with file and line.
     """
-    return read_layered(root).checked()
+    return read_layered(root).checked(tolerant=tolerant)
 
 
 def read_file(file: str) -> Reading:
@@ -153,6 +163,7 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
     daemon = DaemonSpec()
     made: dict[str, DeviceSpec] = {}
     plain: dict[str, dict[str, Any]] = {kind: {} for kind in _PLAIN}
+    faulty: dict[str, Problem] = {}
     for key, table in layers.tables.items():
         if key not in ("daemon", "device", *_PLAIN):
             known = "known are [daemon], [region.NAME], [device.NAME], [client.NAME] and [flat.NAME]"
@@ -165,12 +176,29 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
             except InvalidOptions as error:
                 problems += error.problems
         elif key == "device":
-            _interpret(table, key, lambda name, raw, at: DeviceSpec.parse(name, raw, at, devices.find), made, problems)
+            usable, faulty = _usable(table)
+            _interpret(usable, key, lambda name, raw, at: DeviceSpec.parse(name, raw, at, devices.find), made, problems)
         else:
             _interpret(table, key, _reader(_PLAIN[key]), plain[key], problems)
     problems += _clashes(plain["region"], made, daemon.runtime_directory, layers)
     config = Config(daemon, plain["region"], made, plain["client"], plain["flat"], layers)
-    return config, config.placed(problems)
+    config.faulty.update({name: config.placed([problem])[-1] for name, problem in faulty.items()})
+    return config, config.placed([*problems, *faulty.values()])
+
+
+def _usable(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Problem]]:
+    """Part devices from those whose type another package got wrong."""
+    usable, faulty = dict(table), dict[str, Problem]()
+    for name, options in table.items():
+        try:
+            devices.find(options["type"])
+        except UnusableDeviceType as error:
+            cause, _, cure = str(error).rpartition("; ")
+            faulty[name] = Problem(f"device.{name}.type", cause, cure)
+            del usable[name]
+        except (TypeError, KeyError, NoSuchDeviceType):
+            continue  # it is told where the table is read
+    return usable, faulty
 
 
 def _reader(spec: type[T]) -> Callable[[str, Mapping[str, Any], str], T]:

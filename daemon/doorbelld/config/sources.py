@@ -29,6 +29,8 @@ MAIN = "doorbelld.toml"
 DROP_INS = "doorbelld.d"
 _SUFFIX = ".toml"
 _NULL_DEVICE = os.makedev(1, 3)
+_UNQUOTED = re.compile(r"""\s*([\w.-]+)\s*=\s*([^\s"'\[\]{}#,=]+)\s*(?:#.*)?$""")
+"""A key and one word, as in ``size = 4M``; numbers, dates, true and false are words that TOML takes."""
 _CURE_TOML = "see https://toml.io for how TOML is written"
 
 
@@ -133,15 +135,32 @@ def parse(path: str, raw: bytes) -> Document:
     except TooDeep as error:
         problem = Problem("syntax", str(error), "nest less", f"{file}:{error.line}")
     except (ValueError, RecursionError) as error:  # the latter for brackets in brackets by the thousand
-        problem = _syntax(file, str(error))
+        problem = _syntax(file, text, str(error))
     raise InvalidOptions([problem])
 
 
-def _syntax(file: str, said: str) -> Problem:
+def _syntax(file: str, text: str, said: str) -> Problem:
     match = re.search(r"^(.*) \(at (?:line (\d+), column (\d+)|end of document)\)$", said)
+    lines = text.splitlines()
+    line = lines[(int(match[2]) if match and match[2] else len(lines)) - 1] if lines else ""
+    if (unquoted := _UNQUOTED.match(line)) and not _is_value(unquoted[2]):
+        key, value = unquoted.groups()
+        where = f"{file}:{match[2]}" if match and match[2] else file
+        return Problem("syntax", f"{value} is text without quotes", f'write {key} = "{value}", in quotes', where)
     where = f"{file}:{match[2]}:{match[3]}" if match and match[2] else file
     cause = (match[1] if match else said).rstrip(".")
     return Problem("syntax", cause, _CURE_TOML, where)
+
+
+def _is_value(word: str) -> bool:
+    """Tell whether TOML takes *word* as it is: a number, a date, true or false."""
+    try:
+        tomllib.loads(f"key = {word}")
+    except tomllib.TOMLDecodeError:
+        return False
+    except ValueError:  # a number, but with more digits than Python takes
+        return True
+    return True
 
 
 def shown(path: str) -> str:

@@ -20,6 +20,7 @@ SECTIONS = {
         "status": ("looking", "Show the daemon, or one of all things, in detail."),
         "peers": ("looking", "List who is in a region."),
         "pairs": ("relay", "List who rings whom in a relayed region."),
+        "rules": ("rules", "Show who may come to a region, and who may ring whom."),
         "devices": ("devices", "List the devices, and what they do."),
         "clients": ("clients", "List the clients, our places in other regions."),
         "flats": ("flats", "List the flat devices."),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -53,7 +54,7 @@ def clients(session: Session, client: str) -> None:
 
 @click.command("create-client")
 @click.argument("name")
-@click.argument("socket", type=click.Path(resolve_path=True))
+@click.argument("socket", type=click.Path())
 @click.option("--vectors-max", type=click.IntRange(1), metavar="N", help="Doorbells taken of a peer. Default: 64.")
 @click.option("--reconnect/--no-reconnect", default=None, help="Whether it comes back by itself. Default: it does.")
 @json_option
@@ -62,14 +63,23 @@ def create_client(session: Session, /, name: str, socket: str, **given: Any) -> 
     r"""Have the daemon join the region of the ivshmem server at SOCKET, until that client is removed.
 
     The server may be QEMU's ivshmem-server, another host daemon's, or the socket of a region of this daemon. It need
-    not be there yet. The options are the keys of a [client.NAME] in doorbelld.toml. The daemon connects, not you: its
-    user must be allowed to.
+    not be there yet. Without a slash in it, SOCKET may be the name of a region of this daemon. The options are the keys
+    of a [client.NAME] in doorbelld.toml. The daemon connects, not you: its user must be allowed to.
 
     \b
     Example:
       doorbellctl create-client lab /tmp/ivshmem_socket
     """
     make(session, "client", name, socket, given)
+
+
+async def _server(daemon: Daemon, socket: str) -> str:
+    """Give the path of the server's socket: that of a region of the daemon's own, if *socket* names one."""
+    if "/" not in socket and any(row[0] == socket for row in await daemon.call("ListRegions")):
+        from ..bus.names import REGION
+
+        return str(await daemon.client.get(place("region", socket)[0], REGION, "Socket"))
+    return os.path.realpath(socket)
 
 
 def make(session: Session, kind: str, name: str, socket: str, given: dict[str, Any]) -> None:
@@ -87,7 +97,7 @@ def make(session: Session, kind: str, name: str, socket: str, given: dict[str, A
         path, _ = place(kind, name)
         changes = client.Match(path=path, interface=PROPERTIES, member="PropertiesChanged")
         async with await daemon.client.subscribe(changes) as signals:
-            await daemon.call(member, "ssa{sv}", name, socket, client.options(options))
+            await daemon.call(member, "ssa{sv}", name, await _server(daemon, socket), client.options(options))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SETTLING_SECONDS):
                     while (known := await daemon.one(kind, name))["state"] == "connecting":
@@ -98,7 +108,11 @@ def make(session: Session, kind: str, name: str, socket: str, given: dict[str, A
     if session.json:
         session.emit({"name": name, **made})
         return
-    how = f"connected, ID {made['id']}" if made["state"] == "connected" else made["reason"] or made["state"]
-    click.echo(f"made {WORDS[kind]} {name} of the server at {socket}: {how}")
+    server = made["socket"]
+    if made["state"] == "connected":
+        click.echo(f"made {WORDS[kind]} {name} of the server at {server}: connected, ID {made['id']}")
+    else:
+        why = made["reason"] or made["state"]
+        click.echo(f"made {WORDS[kind]} {name}, which is waiting for the server at {server}: {why}")
     if sys.stdout.isatty():
         click.echo(f"next: doorbellctl {'peers' if kind == 'client' else 'status'} {name}")

@@ -40,6 +40,9 @@ def cat_config(session: Session, effective: bool, file: str | None, root: str | 
     one counts; a list, such as the rules of a region, is replaced whole. A region can't be unset: put it in a file
     of its own, which can be masked.
 
+    A daemon that was started with --config FILE reads that file alone: if the daemon on the bus was, FILE is printed.
+    --config and --root ask no daemon.
+
     The files may be newer than what the daemon has read: see doorbellctl reload. With --json, what they come to is
     printed as {key: {value, file, line, overridden}}; file is null for a default.
 
@@ -54,7 +57,9 @@ def cat_config(session: Session, effective: bool, file: str | None, root: str | 
 
     if file is not None and root is not None:
         raise click.UsageError("--config names the one file to read, --root where to look for files; use one of them")
-    reading = read_file(file) if file is not None else read_layered(root or "/")
+    if file is None and root is None:
+        file = _file_of_daemon(session)
+    reading = read_file(file) if file else read_layered(root or "/")
     if session.json:
         session.emit(known.as_plain(reading.config))
     elif effective:
@@ -65,6 +70,28 @@ def cat_config(session: Session, effective: bool, file: str | None, root: str | 
         count = plural(len(reading.problems), "problem")
         click.echo("\n".join([*map(str, reading.problems), f"{count} in the configuration"]), err=True)
         sys.exit(os.EX_CONFIG)
+
+
+def _file_of_daemon(session: Session) -> str:
+    """Give the file that the daemon on this bus was told to read; empty if it reads the usual folders, or is not there.
+
+    A daemon that does not run is not started for that.
+    """
+    import asyncio
+
+    from ..bus.client import CallFailed
+    from ..bus.names import MANAGER, ROOT
+    from ..errors import BusUnavailable
+    from .bus_choice import NoDaemon, open_bus
+
+    async def ask() -> str:
+        async with await open_bus(session.bus, start=False) as client:
+            return str(await client.get(ROOT, MANAGER, "ConfigurationFile"))
+
+    try:
+        return asyncio.run(ask())
+    except (BusUnavailable, CallFailed, NoDaemon):
+        return ""
 
 
 def _print_files(reading: Reading, root: str) -> None:

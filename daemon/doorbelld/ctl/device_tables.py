@@ -44,14 +44,17 @@ def front_end(device: Mapping[str, Any]) -> str:
 
 
 def overview(devices: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a line for each device, and beneath why front-ends left."""
+    """Print a line for each device, and beneath why front-ends left and what is wrong with its code."""
     tables.table(
         ("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS", ">BYTES", ">ERRORS", "SOCKET"),
         (_row(name, device, totals(device)) for name, device in devices.items()),
     )
-    if reasons := [f"{name}: {words}" for name, device in devices.items() if (words := reason(device))]:
+    notes = [
+        f"{name}: {words}" for name, device in devices.items() for words in (reason(device), error(device)) if words
+    ]
+    if notes:
         click.echo()
-        click.echo("\n".join(reasons))
+        click.echo("\n".join(notes))
 
 
 def _row(name: str, device: Mapping[str, Any], sums: Mapping[str, int]) -> list[object]:
@@ -71,6 +74,12 @@ def reason(device: Mapping[str, Any]) -> str:
     if device["state"] == "broken":
         return f"broken: {device['reason']}"
     return f"its last front-end is gone: {device['reason']}"
+
+
+def error(device: Mapping[str, Any]) -> str:
+    """Say what is wrong with a device's code; empty if nothing is known to be. An older daemon does not tell."""
+    words = device.get("error", "")
+    return f"its code fails: {words}; the log has the traceback" if words else ""
 
 
 def queues(known: Sequence[Mapping[str, Any]]) -> None:
@@ -124,6 +133,8 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "State", device["state"]
     if words := reason(device):
         yield "Reason", words
+    if words := error(device):
+        yield "Error", words
     if (who := device["front-end"]) is not None:
         vm, unit = (f", {word} {who[key]}" if who[key] else "" for word, key in (("VM", "vm"), ("unit", "unit")))
         since = tables.when(who["since"])
@@ -140,6 +151,8 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Queues", f"{running(device)} of {len(device['queues'])} run, polled for {device['poll-us']} us"
     counts = f"{sums['requests']} requests, {in_words(sums['bytes'])}, {sums['errors']} errors"
     yield "Done", f"{counts}; {sums['in-flight']} in flight"
+    if counted := device.get("counters"):
+        yield "Counters", ", ".join(f"{name} {count:,}" for name, count in counted.items())
 
 
 def _accepted(accepted: Sequence[str], offered: Sequence[str]) -> str:

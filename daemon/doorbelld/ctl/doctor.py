@@ -19,6 +19,7 @@ import click
 from .. import __version__
 from ..bus import library
 from ..bus.address import resolve
+from ..bus.client import CallFailed
 from ..bus.names import BUS_NAME, MANAGER, ROOT
 from . import systemd
 from .bus_choice import NoDaemon
@@ -70,13 +71,19 @@ def _look(session: Session) -> View:
 
     async def ask(daemon: Daemon) -> dict[str, Any]:
         client = daemon.client
-        return {
+        found: dict[str, Any] = {
             "address": client.address,
             "on_system_bus": client.address == resolve("system"),
             "pid": int(await client.call_bus("GetConnectionUnixProcessID", "s", BUS_NAME)),
-            "known": await daemon.describe(),
-            "library": await client.get(ROOT, MANAGER, "Library"),
         }
+        try:
+            found["known"] = await daemon.describe()
+            found["library"] = await client.get(ROOT, MANAGER, "Library")
+        except CallFailed as error:
+            if error.nobody_there:
+                raise
+            found |= _said_no(error)
+        return found
 
     found: dict[str, Any]
     try:
@@ -87,13 +94,22 @@ def _look(session: Session) -> View:
         found = {"trouble": ": ".join(filter(None, (first, "; ".join(places)))), "cure": cure}
         found["on_system_bus"] = session.bus in ("auto", "system")
     except Refused as error:
-        cure = "ask as root, or have an administrator let you (polkit action org.doorbelld.Doorbell1.inspect)"
-        found = {"trouble": f"the daemon does not talk to you: {error.message}", "cure": cure}
+        found = {"trouble": f"the message bus refuses: {error.message}", "cure": "ask as root"}
+        found["on_system_bus"] = session.bus in ("auto", "system")
     view = View(own_version=__version__, own_library=library.describe(), unit=systemd.unit(), **found)
     view.disks = _disks(view)
     groups = frozenset((os.getegid(), *os.getgroups()))
     view.me = User(view.user_name(os.geteuid()), os.geteuid(), groups, view.group_name(os.getegid()))
     return view
+
+
+def _said_no(error: CallFailed) -> dict[str, str]:
+    """Say what to do about a daemon that is there, and answers with an error."""
+    if error.kind in ("AccessDenied", "InteractiveAuthorizationRequired"):
+        cure = "ask as root, or have an administrator let you (polkit action org.doorbelld.Doorbell1.inspect)"
+        return {"trouble": f"the daemon does not talk to you: {error.text}", "cure": cure}
+    cure = "its log has the reason (journalctl -u doorbelld -p err); report it, it is a bug"
+    return {"trouble": f"the daemon answers with an error: {error.text}", "cure": cure}
 
 
 def _disks(view: View) -> dict[str, dict[str, Any]]:

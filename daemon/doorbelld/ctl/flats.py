@@ -57,7 +57,7 @@ def flats(session: Session, flat: str) -> None:
 
 @click.command("create-flat")
 @click.argument("name")
-@click.argument("socket", type=click.Path(resolve_path=True))
+@click.argument("socket", type=click.Path())
 @click.option("--memory-size", metavar="SIZE", help="What the memory must have, such as 4M. Default: any.")
 @click.option("--vectors-max", type=click.IntRange(1), metavar="N", help="Doorbells taken of a peer. Default: 64.")
 @click.option("--reconnect/--no-reconnect", default=None, help="Whether it comes back by itself. Default: it does.")
@@ -66,12 +66,13 @@ def flats(session: Session, flat: str) -> None:
 def create_flat(session: Session, /, name: str, socket: str, **given: Any) -> None:
     r"""Have the daemon run a flat device in the region of the ivshmem server at SOCKET, until it is removed.
 
-    The server may be the socket of a region of this daemon, or any other ivshmem server. It need not be there yet. The
-    options are the keys of a [flat.NAME] in doorbelld.toml.
+    SOCKET may be the name of a region of this daemon, or the socket of any ivshmem server. That need not be there yet.
+    The options are the keys of a [flat.NAME] in doorbelld.toml.
 
     \b
-    Example:
-      doorbellctl create-flat mcu /run/doorbelld/demo/socket --memory-size 4M
+    Examples:
+      doorbellctl create-flat mcu demo --memory-size 4M
+      doorbellctl create-flat mcu /tmp/ivshmem_socket
     """
     make(session, "flat", name, socket, given)
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
+from . import device_tables
 from .arguments import (
     complete_device,
     complete_name,
@@ -22,7 +23,8 @@ from .arguments import (
     device_argument,
     kind_option,
 )
-from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, plural
+from .reloading import ACTIONS, changes_in_words
+from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, place, plural
 
 _KEYS = (
     ("--size", str, "SIZE", "Bytes, or with K, M, G: a power of two. Default: 4M."),
@@ -54,7 +56,8 @@ def setting(text: str, hint: str = "--set") -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise click.BadParameter(f'"{text}" is no KEY=VALUE', param_hint=hint)
+        guess = f"; did you mean path={text}?" if text.startswith("/") else ""
+        raise click.BadParameter(f'"{text}" is no KEY=VALUE{guess}', param_hint=hint)
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -153,6 +156,8 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
     if session.json:
         session.emit({"name": name, **made})
         return
+    if words := device_tables.error(made):
+        click.echo(f"warning: {name}: {words}", err=True)
     where = f"looks for a front-end at {made['socket']}" if made["connect"] else f"listens at {made['socket']}"
     click.echo(f"made device {name} ({made['type']}, {plural(len(made['queues']), 'queue')}); it {where}")
     if sys.stdout.isatty():
@@ -209,7 +214,6 @@ def remove_flat(session: Session, flat: str) -> None:
     _remove(session, flat, "flat", yes=True)
 
 
-_ALWAYS_TOLD = ("region", "device")
 _REMOVALS = {
     "region": "RemoveRegion",
     "device": "RemoveDevice",
@@ -219,29 +223,46 @@ _REMOVALS = {
 
 
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
-    found, known = session.run(lambda daemon: daemon.find(name, kind))
-    there = _connected(found, known)
+    async def ask(daemon: Daemon) -> tuple[str, list[str]]:
+        found = await daemon.kind_of(name, [kind] if kind else KINDS)
+        return found, await _connected(daemon, found, name)
+
+    found, names = session.run(ask)
+    there = _in_words(found, names)
     if there and not yes:
         if not sys.stdin.isatty():
             raise Refused(f'{found} "{name}" has {there} connected; to disconnect and remove it, add --yes')
         if not click.confirm(f"{found.capitalize()} {name} has {there} connected. Disconnect and remove?", err=True):
             raise Refused(f'{found} "{name}" stays')
     session.run(lambda daemon: daemon.call(_REMOVALS[found], "s", name, timeout=None))
-    counts = {"region": len(known.get("peers", ())), "device": int(known.get("front-end") is not None)}
-    session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=counts.get(found, 0))
+    session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=len(names))
 
 
-def _connected(kind: str, known: dict[str, Any]) -> str:
-    """Say who is connected to a region or a device; empty if nobody is, or it is we who connect."""
-    if kind in ("client", "flat"):
-        return ""
+async def _connected(daemon: Daemon, kind: str, name: str) -> list[str]:
+    """Name those who are connected to a region or a device; nobody where it is we who connect.
+
+    What is asked for is the least that tells: a thing can be removed though it can't be described.
+    """
+    from ..bus.client import CallFailed
+
+    if kind == "region":
+        return [vm or f"pid {pid}" for _, pid, _, _, vm, _ in await daemon.call("ListPeers", "s", name)]
+    if kind != "device":
+        return []
+    path, interface = place(kind, name)
+    try:
+        told = [await daemon.client.get(path, interface, key) for key in ("FrontendPid", "FrontendVmName", "State")]
+    except CallFailed:
+        return []  # it is not there, which RemoveDevice says better
+    pid, vm, state = told
+    return [vm or f"pid {pid}"] if state in ("connected", "running") else []
+
+
+def _in_words(kind: str, names: list[str]) -> str:
+    """Say who is connected; empty if nobody is."""
     if kind == "device":
-        who = known["front-end"]
-        return f"a front-end ({who['vm'] or 'pid ' + str(who['pid'])})" if who else ""
-    if not known["peers"]:
-        return ""
-    names = ", ".join(peer["vm"] or f"pid {peer['pid']}" for peer in known["peers"][:5])
-    return f"{plural(len(known['peers']), 'peer')} ({names}{', ...' * (len(known['peers']) > 5)})"
+        return f"a front-end ({names[0]})" if names else ""
+    return f"{plural(len(names), 'peer')} ({', '.join(names[:5])}{', ...' * (len(names) > 5)})" if names else ""
 
 
 @click.command()
@@ -257,8 +278,15 @@ def refresh(session: Session, device: str) -> None:
     Example:
       truncate -s 20G disk0.img && doorbellctl refresh disk0
     """
-    session.run(lambda daemon: daemon.call_device(device, "Refresh"))
-    session.done(f"{device} looked again", device=device)
+
+    async def work(daemon: Daemon) -> dict[str, Any]:
+        await daemon.call_device(device, "Refresh")
+        return await daemon.device(device)
+
+    known = session.run(work)
+    something = bool(known.get("refreshable", True))
+    words = f"{device} looked again" if something else f"{device} is a {known['type']}, which has nothing to look at"
+    session.done(words, device=device, refreshable=something)
 
 
 @click.command()
@@ -283,15 +311,26 @@ def reload(session: Session) -> None:
     """Have the daemon read its configuration again.
 
     What is new in it is made, what is gone from it is removed, the rest is left alone, as is what was made over D-Bus
-    (create, create-device and the like). If anything is wrong with it, nothing is changed and all problems are listed.
+    (create, create-device and the like). What was made, removed and changed is listed. If anything is wrong with the
+    configuration, or would change what can't change while it is served, nothing is done and all problems are listed.
     """
 
-    async def work(daemon: Daemon) -> dict[str, list[str]]:
-        await daemon.call("Reload", timeout=None)
-        known = await daemon.describe()
-        return {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS}
+    async def work(daemon: Daemon) -> tuple[list[list[str]] | None, dict[str, list[str]]]:
+        from ..bus.client import Match, Signal
+        from ..bus.names import MANAGER, ROOT
 
-    there = session.run(work)
-    lines = [(f"{WORDS[kind]}s", there[f"{kind}s"]) for kind in KINDS if kind in _ALWAYS_TOLD or there[f"{kind}s"]]
-    words = "; ".join(f"{kinds}: {', '.join(names) or 'none'}" for kinds, names in lines)
-    session.done(f"configuration reloaded; {words}", **there)
+        heard: list[Signal] = []
+        match = Match(path=ROOT, interface=MANAGER, member="Reloaded")
+        async with await daemon.client.subscribe(match, callback=heard.append):
+            await daemon.call("Reload", timeout=None)
+        known = await daemon.describe()
+        changes = [list(change) for change in heard[-1].body[0]] if heard else None
+        return changes, {f"{kind}s": sorted(known[f"{kind}s"]) for kind in KINDS}
+
+    changes, there = session.run(work)
+    lists = {action: [f"{kind} {name}" for did, kind, name in changes or () if did == action] for action in ACTIONS}
+    if changes is None:  # an older daemon does not tell
+        words = "configuration reloaded"
+    else:
+        words = f"configuration reloaded: {changes_in_words(changes) or 'nothing changed'}"
+    session.done(words, **there, **lists)

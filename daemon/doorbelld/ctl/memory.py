@@ -99,8 +99,9 @@ def write(session: Session, name: str, offset: int, text: str, in_hex: bool, kin
     if in_hex:
         try:
             data = bytes.fromhex(text)
-        except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not hexadecimal: {error}", param_hint="TEXT") from None
+        except ValueError:
+            cure = "write two digits for each byte, such as 'de ad be ef'"
+            raise click.BadParameter(f"{text!r} is not hexadecimal; {cure}", param_hint="TEXT") from None
     else:
         data = sys.stdin.buffer.read() if text == "-" else text.encode(errors="surrogateescape")
 

@@ -100,7 +100,9 @@ class Interpreter:
     def events(self, heard: Signal) -> Iterator[Event]:
         """Give what *heard* tells: mostly one event, or none."""
         found: Iterator[Event | None]
-        if (kind := _kind_of(heard.path)) in _JOINED:
+        if heard.member == "Reloaded":
+            found = iter((_reloaded(heard),))
+        elif (kind := _kind_of(heard.path)) in _JOINED:
             found = self._of_joined(heard, kind)
         elif (added := _added(heard)) in _JOINED:
             found = self._come_or_gone(heard, added)
@@ -223,6 +225,16 @@ class Interpreter:
         yield Event("front-end-attached", "", words, values, _name_of(path, "device"))
 
 
+def _reloaded(heard: Signal) -> Event:
+    """Tell of a reload of the configuration."""
+    from .reloading import ACTIONS, changes_in_words
+
+    (changes,) = heard.body
+    values = {action: [f"{kind} {name}" for did, kind, name in changes if did == action] for action in ACTIONS}
+    words = f"configuration reloaded: {changes_in_words(changes) or 'nothing changed'}"
+    return Event("configuration-reloaded", "", words, values)
+
+
 _JOINED = ("client", "flat")
 """Kinds that are in the regions of others."""
 
@@ -265,10 +277,10 @@ def monitor(session: Session, name: str) -> None:
 
     Peers joining, and leaving with the reason; rings of the host peer with their counts; front-ends of devices
     coming, and going with the reason; devices that begin to run, stop or break; rings of clients and interrupts of flat
-    devices, whom they see, and how they stand with their servers; all of these coming and going; the daemon going away
-    and coming back. Guests ring each other without the daemon, so those rings are not seen, and
-    the requests to devices are not told one by one: see top. With --json each event is one JSON object on a line of
-    its own.
+    devices, whom they see, and how they stand with their servers; all of these coming and going; reloads of the
+    configuration, with what they changed; the daemon going away and coming back. Guests ring each other without the
+    daemon, so those rings are not seen, and the requests to devices are not told one by one: see top. With --json each
+    event is one JSON object on a line of its own.
 
     \b
     Examples:

@@ -220,7 +220,9 @@ class Daemon:
     async def kind_of(self, name: str, among: Sequence[str]) -> str:
         """Tell which kind *name* is, as `find` does, without having everything described if it is of one kind only."""
         found = [kind for kind in among if any(row[0] == name for row in await self.call(_NAMES[kind]))]
-        return found[0] if len(found) == 1 else (await self.find(name, None, among))[0]
+        if len(found) == 1:
+            return found[0]
+        return (await self.find(name, among[0] if len(among) == 1 else None, among))[0]
 
     async def peer_id(self, region: str, word: str, kind: str = "region") -> int:
         """Read a peer: its ID, ``host``, or the name of its VM; of a client's peers only the ID is known."""

@@ -157,6 +157,8 @@ def status(name: str, region: dict[str, Any]) -> None:
         "Host peer": f"ID {region['host-peer-id']}" if host else "none",
         "Host rings": f"{sum(region['host-rings'])}{_where(region['host-rings'])}" if host else _NONE,
         "Stall limit": stall,
+        "Relay": _relay(region),
+        "Rules": _rules(name, region),
     }
     facts(known)
     click.echo()
@@ -173,6 +175,22 @@ def status(name: str, region: dict[str, Any]) -> None:
             for p in region["peers"]
         ),
     )
+
+
+def _relay(region: Mapping[str, Any]) -> str:
+    """Say whether rings pass the daemon, and what limits them."""
+    if not region["relay"]:
+        return "off: peers ring each other without the daemon"
+    rate = f"at most {region['relay-rate']:,} deliveries a second of each pair" if region["relay-rate"] else "no limit"
+    return f"on: rings pass the daemon, {rate}"
+
+
+def _rules(name: str, region: Mapping[str, Any]) -> str:
+    """Say how many rules there are; an older daemon does not tell."""
+    rules = region.get("rules", [])
+    if not rules:
+        return "none: whoever may connect to the socket is admitted"
+    return f"{plural(len(rules), 'rule')} for who may connect and ring: doorbellctl rules {name}"
 
 
 def access(known: Mapping[str, Any]) -> str:

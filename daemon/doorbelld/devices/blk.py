@@ -14,11 +14,13 @@ accept FLUSH each write is safe when it is done.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import Problem
 from ..options import boolean, choice, integer, option, path, text
 from ..ring.queue import VirtQueue
 from ..ring.worker import Worker
@@ -26,7 +28,7 @@ from ..vhost.device import QUEUES_MAX, ConfigRefused, Device
 from ..wire.vhost_messages import VhostSetConfigType
 from .blk_io import ID_BYTES, RANGE_SECTORS_MAX, SECTOR, SEGMENTS_MAX, DiskQueue, Served, uring_permitted
 from .disk import Disk
-from .image import Image, ImageUnavailable
+from .image import Image, ImageUnavailable, cure
 
 VIRTIO_BLK_F_SEG_MAX = 2
 VIRTIO_BLK_F_RO = 5
@@ -83,6 +85,15 @@ class BlkOptions:
     """Smallest unit that a driver should use, in bytes; None for what the image has."""
     discard: bool = option(boolean, default=True, frozen=_TOLD)
     """Whether discarding gives space of the image back to the host."""
+
+    def warnings(self, prefix: str) -> list[Problem]:
+        """Say that the image is not there, if it is not."""
+        try:
+            os.stat(self.path)
+        except OSError as error:
+            cause = f"image {self.path}: {error.strerror}"
+            return [Problem(f"{prefix}.path", cause, cure(self.path, error.errno, self.read_only))]
+        return []
 
 
 class Blk(Device):

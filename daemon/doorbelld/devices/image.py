@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import struct
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Image:
             # O_NONBLOCK: opening a FIFO or a terminal by mistake is not to hang; it means nothing for files and disks
             self.file = Fd(os.open(path, flags | (os.O_DIRECT if direct else 0) | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            raise ImageUnavailable(f"image {path}: {error.strerror}; {_cure(error.errno, read_only)}") from error
+            raise ImageUnavailable(f"image {path}: {error.strerror}; {cure(path, error.errno, read_only)}") from error
         try:
             self._block_device = self._check()
             self._lock(read_only)
@@ -154,9 +155,10 @@ def _ask(fd: int, what: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, what, bytes(4)))[0])
 
 
-def _cure(number: int | None, read_only: bool) -> str:
+def cure(path: str, number: int | None, read_only: bool) -> str:
+    """Say what to do about the image at *path*, which can't be opened because of the error *number*."""
     if number == errno.ENOENT:
-        return 'make it, for example with "truncate -s 10G"'
+        return f"make it, for example: truncate -s 10G {shlex.quote(path)}"
     if number == errno.EROFS and not read_only:
         return "set read-only = true, or, if that is the sandbox of the unit, allow it with ReadWritePaths="
     if number in (errno.EACCES, errno.EPERM) and not read_only:

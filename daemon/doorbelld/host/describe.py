@@ -8,19 +8,26 @@ Keys are spelled as in the configuration.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..errors import in_words, printable
 from ..ivshmem.flat import Register
 from ..ivshmem.hostclient import HostClient, HostFlat
 from ..ivshmem.region import Region
 from ..vhost.backend import Backend
 
+_TEXT_MAX = 4096
+"""Characters of an option of a device that are shown, as many as a path may have."""
 
-def describe_region(region: Region) -> dict[str, Any]:
-    """Say how a region was asked for, and who is there."""
+
+def describe_region(region: Region, refusals: Iterable[tuple[int, str]] = ()) -> dict[str, Any]:
+    """Say how a region was asked for, who is there, and who was refused last (when and why)."""
     return {
         **region.spec.as_options(),
+        "rules": [rule.raw() for rule in region.spec.peer],
+        "refusals": [{"time": when, "reason": reason} for when, reason in refusals],
         "host-rings": region.host.totals if region.host else [],
         "pairs": None if region.relay is None else [_dashed(dataclasses.asdict(pair)) for pair in region.relay.pairs()],
         "peers": [
@@ -57,7 +64,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
     who = device.who
     return {
         **device.spec.as_options(),
-        **_dashed({key: _plain(value) for key, value in dataclasses.asdict(device.spec.own).items()}),
+        **_own_options(device.spec.own),
         "virtio-id": device.virtio_id,
         "state": device.state.value,
         "reason": device.reason,
@@ -74,6 +81,8 @@ def describe_device(device: Backend) -> dict[str, Any]:
             "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
         },
         "counters": device.counters,
+        "error": device.error,
+        "refreshable": device.refreshable,
         "memory": [_dashed(region._asdict()) for region in device.memory_regions],
         "queues": [_dashed(dataclasses.asdict(queue)) for queue in device.queues()],
     }
@@ -112,6 +121,21 @@ def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Give what JSON can say of an option of somebody's own type."""
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _own_options(own: Any) -> dict[str, Any]:
+    """Put the options of a type of devices, which may be another package's, in plain values."""
+    return _dashed({field.name: _plain(own, field.name) for field in dataclasses.fields(own)})
+
+
+def _plain(own: Any, name: str) -> Any:
+    """Give what JSON can say of an option."""
+    try:
+        value = getattr(own, name)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+            return int.__int__(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        return printable(str(value), _TEXT_MAX)
+    except BaseException as error:  # of a property, or of a __str__
+        return f"({in_words(error)})"

@@ -31,9 +31,11 @@ from ..ivshmem.events import (
     Unkept,
 )
 from ..vhost.events import (
+    CodeFailed,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
+    ErrorChanged,
     FaultChanged,
     FrontendAttached,
     FrontendDetached,
@@ -45,7 +47,15 @@ from ..vhost.events import (
     StateChanged,
 )
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The configuration was read again, and these *changes* (action, kind and name) were made for it."""
+
+    changes: tuple[tuple[str, str, str], ...]
+
+
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +103,13 @@ __all__ = [
     "ClientRung",
     "ClientStateChanged",
     "ClientUnkept",
+    "CodeFailed",
     "ConfigChanged",
     "DeviceAdded",
     "DeviceChanged",
     "DeviceEvent",
     "DeviceRemoved",
+    "ErrorChanged",
     "FaultChanged",
     "FrontendAttached",
     "FrontendDetached",
@@ -114,6 +126,7 @@ __all__ = [
     "RegionChanged",
     "RegionEvent",
     "RegionRemoved",
+    "Reloaded",
     "RequestRefused",
     "Rung",
     "StateChanged",

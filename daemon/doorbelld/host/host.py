@@ -16,7 +16,9 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import (
@@ -42,10 +44,20 @@ from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
 from .clients import CLIENT, FLAT, Dock
 from .describe import describe_client, describe_device, describe_region
-from .events import DeviceAdded, DeviceRemoved, HostEvent, RegionAdded, RegionChanged, RegionRemoved
+from .events import (
+    DeviceAdded,
+    DeviceRemoved,
+    HostEvent,
+    PeerRefused,
+    RegionAdded,
+    RegionChanged,
+    RegionRemoved,
+    Reloaded,
+)
 from .remains import Remains, Unusable, numbers_in
 
 Spec = TypeVar("Spec", RegionSpec, DeviceSpec)
+_REFUSALS_KEPT = 10
 
 
 class _RegionRemains(Remains):
@@ -80,6 +92,10 @@ class Host:
         self.keeper = keeper
         self._number = 0
         self.runtime_directory = runtime_directory
+        self.configuration_file = ""
+        """The one file that the configuration is read from; empty for the usual folders."""
+        self._refusals: dict[str, deque[tuple[int, str]]] = {}
+        """The last refusals of each region: microseconds since 1970, and the reason."""
         self.descriptor_limit = descriptor_limit
         self._loop = loop
         self._listeners: list[Callable[[HostEvent], None]] = []
@@ -96,6 +112,12 @@ class Host:
         self._listeners.append(hear)
 
     def _emit(self, event: HostEvent) -> None:
+        match event:
+            case PeerRefused(region=region, reason=reason):
+                refusals = self._refusals.setdefault(region.name, deque(maxlen=_REFUSALS_KEPT))
+                refusals.append((time.time_ns() // 1000, reason))
+            case RegionRemoved(region=region):
+                self._refusals.pop(region.name, None)
         for hear in self._listeners:
             hear(event)
 
@@ -386,6 +408,10 @@ class Host:
         """
         self._flats.remove(name)
 
+    def reloaded(self, changes: Iterable[tuple[str, str, str]]) -> None:
+        """Tell that the configuration was read again, and what was done for it: action, kind and name each."""
+        self._emit(Reloaded(tuple(changes)))
+
     # The end
 
     async def close_devices(self, reason: str) -> list[Backend]:
@@ -423,7 +449,10 @@ class Host:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         return {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
-            "regions": {name: describe_region(region) for name, region in sorted(self.regions.items())},
+            "regions": {
+                name: describe_region(region, self._refusals.get(name, ()))
+                for name, region in sorted(self.regions.items())
+            },
             "devices": {name: describe_device(device) for name, device in sorted(self.devices.items())},
             "clients": {name: describe_client(client) for name, client in sorted(self.clients.items())},
             "flats": {name: describe_client(flat) for name, flat in sorted(self.flats.items())},

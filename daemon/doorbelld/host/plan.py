@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
-from ..errors import Problem
+from ..errors import Problem, in_words
 from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec
 from ..options import frozen_differences
@@ -102,8 +102,15 @@ def _approach_device(old: DeviceSpec, new: DeviceSpec, problems: list[Problem]) 
     problems += frozen_differences(old, new, prefix, cure)
     own = old.own
     if old.kind is new.kind:
-        problems += frozen_differences(old.own, new.own, prefix, cure)
-        own = _with_frozen_of(old.own, new.own)
+        try:
+            problems += frozen_differences(old.own, new.own, prefix, cure)
+            own = _with_frozen_of(old.own, new.own)
+            if own == old.own:
+                own = old.own
+        except BaseException as error:  # the values are another package's, and are compared by its code
+            cause = f"the options of its type can't be compared: {in_words(error)}"
+            problems.append(Problem(prefix, cause, "repair the package of that type"))
+            return old
     return dataclasses.replace(_with_frozen_of(old, new), kind=old.kind, own=own)
 
 

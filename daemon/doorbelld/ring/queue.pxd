@@ -29,6 +29,7 @@ cdef class VirtQueue:
     cdef dict chains  # by head: those in flight that Python has
     cdef set filled  # indexes filled from Python and not yet flushed
     cdef str told
+    cdef object failure  # what the handler raised, until somebody takes it
 
     # From a worker's thread, or with nobody else at the queue.
     cdef int pop_chain(self, chain_t *chain) noexcept nogil

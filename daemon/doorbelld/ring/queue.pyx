@@ -114,6 +114,7 @@ cdef class VirtQueue:
             RuntimeError: a worker serves it; detach it first.
         """
         self._check_unwatched()
+        self.failure = None
         if self.ring.call_fd < 0:
             return
         self.stop()
@@ -377,6 +378,11 @@ cdef class VirtQueue:
         if not self.ring.broken:
             self.told = reason
             split_fail(&self.ring, BROKEN_TOLD, 0)
+
+    def take_failure(self):
+        """Return what the queue's handler raised since the last call, or None."""
+        failure, self.failure = self.failure, None
+        return failure
 
     # -- what a Python device uses
 

@@ -31,6 +31,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from ..errors import in_words
 from ..fds import native
 from .errors import QueueBroken, QueueError
 
@@ -153,7 +154,8 @@ cdef class _Handler:
         except QueueBroken:
             return PROCESS_DONE
         except BaseException as error:
-            queue.fail(f"its handler raised {type(error).__name__}: {error}")
+            queue.failure = error
+            queue.fail(f"its handler raised {in_words(error)}")
             return PROCESS_DONE
         if not queue.check_memory():
             return PROCESS_DONE

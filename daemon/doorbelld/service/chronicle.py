@@ -17,6 +17,7 @@ from ..host.events import (
     ClientRemoved,
     ClientStateChanged,
     ClientUnkept,
+    CodeFailed,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -37,6 +38,7 @@ from ..host.events import (
     RegionChanged,
     RegionEvent,
     RegionRemoved,
+    Reloaded,
     RequestRefused,
     StateChanged,
     Unkept,
@@ -60,7 +62,9 @@ class Chronicle:
 
     def hear(self, event: HostEvent) -> None:
         """Log *event*, if it is worth a line."""
-        if isinstance(event, DeviceEvent):
+        if isinstance(event, Reloaded):
+            log.info("configuration reloaded", **_by_action(event))
+        elif isinstance(event, DeviceEvent):
             self._hear_of_device(event)
         elif not isinstance(event, ClientEvent):
             self._hear_of_region(event)
@@ -129,6 +133,9 @@ class Chronicle:
                 text = "request of a front-end refused"
                 key = f"{device}: requests"
                 self._limited(log.warning, key, text, device=device, request=request, reason=reason)
+            case CodeFailed(reason=reason, cause=cause):
+                text = "code of a device failed"
+                self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)
             case ConfigChanged():
                 text = "device tells its front-end of a change"
                 self._limited(log.info, f"{device}: changes", text, device=device)
@@ -204,6 +211,14 @@ class Chronicle:
                 log.debug("peer joined a flat device's region", flat=flat, peer=peer)
             case ClientPeerRemoved(peer_id=peer):
                 log.debug("peer left a flat device's region", flat=flat, peer=peer)
+
+
+def _by_action(event: Reloaded) -> dict[str, str]:
+    """Give what was made, removed and changed, as far as there is any."""
+    found: dict[str, list[str]] = {}
+    for action, kind, name in event.changes:
+        found.setdefault(action, []).append(f"{kind} {name}")
+    return {action: ", ".join(things) for action, things in found.items()}
 
 
 def _known(who: Credentials) -> dict[str, Any]:

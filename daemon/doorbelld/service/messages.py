@@ -51,6 +51,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "device removed": "f9a4bf4907d240fc8beaa44c5e6cbbb9",
     "can't serve device": "457638c7e9fd4469bda88b93761b4883",
     "device not refreshed": "825070db06304326af295921a9ad9e82",
+    "code of a device failed": "3a10ce6ed57743c1a3fb3693de09033e",
     "front-end attached": "d2fa5accd2c840f894d467e0ce15f92a",
     "front-end detached": "2e9d68e5465341e881ca0651bed84328",
     "front-end broke the device": "c23d47f34b68421cb833d61cb3e64aa2",

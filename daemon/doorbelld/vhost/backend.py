@@ -29,12 +29,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import select
 import socket
 import time
 from collections.abc import Callable
 
-from ..errors import AccessDenied, LimitExceeded
+from ..errors import AccessDenied, LimitExceeded, in_words
 from ..fds.listener import Listener
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials, identify
@@ -46,11 +47,13 @@ from .access import admit
 from .conversation import Conversation, Job
 from .device import Device
 from .engine import Engine
-from .errors import NoSuchQueue, NotConnected, NotRunning
+from .errors import DeviceFaulty, NoSuchQueue, NotConnected, NotRunning
 from .events import (
+    CodeFailed,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
+    ErrorChanged,
     FaultChanged,
     FrontendAttached,
     FrontendDetached,
@@ -63,6 +66,7 @@ from .events import (
     StateChanged,
 )
 from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
+from .hooks import Failure, Hooks
 from .queuestate import QueueState, look
 from .session import Session
 from .silence import Silence
@@ -70,6 +74,8 @@ from .spec import DeviceSpec
 
 GRACE = 0.5
 """Seconds that a front-end has to stop a queue that broke."""
+_CONFIG_PERIOD = 0.01
+"""Seconds between two reports of a changed configuration space, at least: a device may make them in a loop."""
 _RETRY_MIN = 0.1
 _RETRY_MAX = 10.0
 
@@ -92,6 +98,7 @@ class Backend:
 
         Raises:
             OSError: there are no descriptors or threads left; the caller still has both then.
+            DeviceFaulty: the device can't be served; so then.
         """
         self.spec = spec
         self.configured = configured
@@ -122,7 +129,11 @@ class Backend:
         self._fault = ""
         self._retry = _RETRY_MIN
         self._said = ""
-        self._engine = Engine(device, loop, spec.name, spec.poll_us, self._broke)
+        self._config_due = False
+        self._config_next = 0.0
+        self._hooks = Hooks(device, self._code_failed, lambda: emit(ErrorChanged(self)))
+        self._hooks.install(tell_config_changed=self._look_at_config, tell_host_notifier=self._host_notifier)
+        self._engine = Engine(self._hooks, loop, spec.name, spec.poll_us, self._broke)
         self._door: Door | None = None
         if listener is not None:
             self._door = Door(
@@ -134,8 +145,6 @@ class Backend:
                 prepared=lambda again: True,
                 rested=lambda: None,
             )
-        device.tell_config_changed = self._look_at_config
-        device.tell_host_notifier = self._host_notifier
 
     @classmethod
     def open(
@@ -163,7 +172,7 @@ class Backend:
             if connection is not None:
                 undo.enter_context(connection)
             device = spec.make()
-            undo.callback(device.close)
+            undo.callback(Hooks(device).close)
             listener: Listener | None = None
             if socket_given is not None:
                 listener = Listener.adopt(socket_given, spec.socket, ours=False)
@@ -214,7 +223,8 @@ class Backend:
                 await self._task
         finally:
             await self._engine.close()
-            self.device.close()
+            self._note_handlers()
+            self._hooks.close()
             self._enter(State.STOPPED, reason)
 
     def change(self, spec: DeviceSpec, configured: bool) -> None:
@@ -222,6 +232,7 @@ class Backend:
 
         Raises:
             SocketUnavailable: the socket can't be given to the new owner; nothing is changed then.
+            DeviceFaulty: the device does not take its options; they are as before then.
         """
         before = self.spec
         if self._listener is not None and (spec.owner, spec.group, spec.mode) != (
@@ -230,8 +241,9 @@ class Backend:
             before.mode,
         ):
             self._listener.give_to(spec.owner, spec.group, spec.mode)
-        self.spec, self.configured = spec, configured
-        self.device.options = spec.own
+        self.spec, self.configured = dataclasses.replace(spec, own=before.own), configured
+        self._hooks.install(options=spec.own)
+        self.spec = spec
         self._engine.set_poll(spec.poll_us)
         self._emit(DeviceChanged(self))
 
@@ -252,12 +264,12 @@ class Backend:
     @property
     def virtio_id(self) -> int:
         """The virtio device ID."""
-        return self.device.id
+        return self._hooks.id
 
     @property
     def offered_features(self) -> int:
         """Feature bits that a front-end is offered."""
-        return offered_features(self.device)
+        return offered_features(self._hooks)
 
     @property
     def accepted_features(self) -> int:
@@ -266,8 +278,11 @@ class Backend:
 
     @property
     def offered_protocol_features(self) -> ProtocolFeature:
-        """vhost-user's own feature bits that a front-end is offered."""
-        return offered_protocol_features(self.device)
+        """vhost-user's own feature bits that a front-end is offered; 0 if the device can't say."""
+        try:
+            return offered_protocol_features(self._hooks)
+        except DeviceFaulty:
+            return ProtocolFeature(0)
 
     @property
     def accepted_protocol_features(self) -> ProtocolFeature:
@@ -276,7 +291,7 @@ class Backend:
 
     def feature_names(self, bits: int) -> list[str]:
         """Name feature bits."""
-        return feature_names(bits, self.device.feature_names)
+        return feature_names(bits, self._hooks.feature_names)
 
     def protocol_feature_names(self, bits: int) -> list[str]:
         """Name vhost-user's own feature bits."""
@@ -294,13 +309,26 @@ class Backend:
 
     @property
     def config(self) -> bytes:
-        """The device's configuration space."""
-        return self.device.get_config()
+        """The device's configuration space; empty if the device can't say."""
+        try:
+            return self._hooks.get_config()
+        except DeviceFaulty:
+            return b""
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the type of device counts."""
-        return self.device.counters()
+        """What the type of device counts; nothing if it can't say."""
+        return self._hooks.counters()
+
+    @property
+    def refreshable(self) -> bool:
+        """Whether there is something behind the device that `refresh` looks at."""
+        return type(self.device).refresh is not Device.refresh
+
+    @property
+    def error(self) -> str:
+        """What is wrong with the device's code, by its last calls; empty if nothing is known to be."""
+        return self._hooks.error
 
     @property
     def queue_count(self) -> int:
@@ -377,8 +405,9 @@ class Backend:
 
         Raises:
             DoorbellError: that can't be had any more.
+            DeviceFaulty: its code failed.
         """
-        self.device.refresh()
+        self._hooks.refresh()
 
     # Front-ends come
 
@@ -466,6 +495,7 @@ class Backend:
         self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
         self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
+        self._hooks.forget_handler()
         if self._closing:
             talk.fail("the device is removed", broken=False)
         self._emit(FrontendAttached(self, self.who))
@@ -486,7 +516,9 @@ class Backend:
         try:
             await session.close()
         except Exception as error:
-            self.reason = f"{reason}; and then {type(error).__name__}: {error}"
+            words = str(error) if isinstance(error, DeviceFaulty) else in_words(error)
+            self.reason = f"{reason}; and then {words}" if words != reason else reason
+        self._note_handlers()
         self.session = self._talk = None
         assert self.who is not None
         if broken:
@@ -524,15 +556,23 @@ class Backend:
             self._emit(StateChanged(self, old, state, reason))
 
     def _broke(self) -> None:
-        """Give the front-end a moment when a queue broke.
+        """Give the front-end a moment when a queue broke, and say so if its handler failed.
 
         Linux takes requests back that it is done with (its index goes backwards) before it disables a queue, where it
         unbinds a driver in User-Mode Linux. So a queue that is not served any more after that moment is forgiven.
         """
+        self._note_handlers()
         if self._engine.memory.broken:
             self._condemn()
         elif self._grace is None:
             self._grace = self._loop.call_later(GRACE, self._condemn)
+
+    def _note_handlers(self) -> None:
+        for error in self._engine.handler_failures():
+            self._hooks.handler_failed(error)
+
+    def _code_failed(self, failure: Failure) -> None:
+        self._emit(CodeFailed(self, failure.reason, failure.cause))
 
     def _condemn(self) -> None:
         self._grace = None
@@ -542,10 +582,17 @@ class Backend:
             self._fail(damage, broken=True)
 
     def _look_at_config(self) -> None:
-        """Have `_config_changed` called on the loop; comes from any thread."""
-        self._loop.call_soon_threadsafe(self._config_changed)
+        """Have `_config_changed` called on the loop; comes from any thread, however often."""
+        if not self._config_due:
+            self._config_due = True
+            self._loop.call_soon_threadsafe(self._config_changed)
 
     def _config_changed(self) -> None:
+        now = self._loop.time()
+        if now < self._config_next and not self._closing:
+            self._loop.call_at(self._config_next, self._config_changed)
+            return
+        self._config_due, self._config_next = False, now + _CONFIG_PERIOD
         if not self._closing:
             self._emit(ConfigChanged(self))
             if self.session is not None:

@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
+from ..errors import in_words
 from ..wire.vhost import Decoder, Message, ProtocolError, encode
 from ..wire.vhost_requests import FrontendRequest
 from .channel import receive, send
+from .errors import DeviceFaulty
 from .session import Session, SessionEnded
 
 _CLOSED = "it closed its connection"
@@ -65,10 +67,10 @@ class Conversation:
             await self._talk()
         except _Gone as error:
             return self._failure or (str(error), False)
-        except (ProtocolError, SessionEnded) as error:
+        except (ProtocolError, SessionEnded, DeviceFaulty) as error:
             return self._failure or (str(error), True)
-        except Exception as error:  # a device of a user's, say, whose hook fails
-            return self._failure or (f"{type(error).__name__}: {error}", True)
+        except Exception as error:  # a bug of ours
+            return self._failure or (in_words(error), True)
 
     def close(self) -> None:
         """Close the connection, and the descriptors that came and that no message carried out."""

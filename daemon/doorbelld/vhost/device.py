@@ -8,6 +8,9 @@ that a driver makes available, in a worker's thread, with Python's lock held. A 
 
 Everything else has a default. The hooks (`ack`, `start`, `stop`, `reset`) are called on the event loop while no worker
 runs, so they may touch whatever `handle` touches, and must not block. docs/devices.md has an example.
+
+An error that a hook raises is the device's alone (hooks.py): it is logged with its traceback and shown as the device's
+`Error`; one of `handle`, `attach`, `ack`, `start`, `stop`, `reset` or `get_config` ends the front-end's connection too.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import DoorbellError
-from ..wire.vhost_messages import CONFIG_MAX, ProtocolFeature, VhostSetConfigType
+from ..wire.vhost_messages import ProtocolFeature, VhostSetConfigType
 
 if TYPE_CHECKING:
     from ..fds.owned import Fd
@@ -169,14 +172,9 @@ class Device:
     def counters(self) -> dict[str, int]:
         """Return what the type counts beside what is counted of all queues, since the device was made; at any time.
 
-        ``Describe`` shows it; names are spelled with dashes.
+        ``Describe`` and ``doorbellctl status`` show it; names are spelled with dashes, values are integers.
         """
         return {}
 
     def close(self) -> None:
         """Let go of what the device has; nothing of it is called after that."""
-
-
-def config_space(device: Device) -> bytes:
-    """Return the configuration space as a driver sees it: zeros follow what the type has."""
-    return device.get_config().ljust(CONFIG_MAX, b"\0")

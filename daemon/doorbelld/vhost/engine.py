@@ -18,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from ..ring.memory import MemoryMap
 from ..ring.queue import VirtQueue
 from ..ring.worker import Worker
-from .device import Device
+from .device import QUEUE_SIZE_MAX, QUEUES_MAX
+from .hooks import Hooks
 
+THREADS_MAX = QUEUES_MAX
 _AT_ONCE = 0.002
 """Seconds that the event loop itself waits for workers."""
 _PAUSE = 0.02
@@ -31,11 +33,12 @@ class Engine:
     """Memory, queues and workers of *device*; *broke* is called when a queue breaks (see `damage`)."""
 
     def __init__(
-        self, device: Device, loop: asyncio.AbstractEventLoop, name: str, poll_us: int, broke: Callable[[], None]
+        self, device: Hooks, loop: asyncio.AbstractEventLoop, name: str, poll_us: int, broke: Callable[[], None]
     ) -> None:
         """Start the workers.
 
         Raises:
+            DeviceFaulty: the device wants a number of queues, entries or threads that can't be.
             OSError: there are no descriptors or threads left; nothing is left behind.
         """
         self.device = device
@@ -43,10 +46,12 @@ class Engine:
         self._attached: set[int] = set()
         self._lock = asyncio.Lock()
         self.memory = MemoryMap()
-        self.queues = [VirtQueue(self.memory, index, device.queue_size) for index in range(device.queues)]
+        queues, threads = device.count("queues", QUEUES_MAX), device.count("threads", THREADS_MAX)
+        size = device.count("queue_size", QUEUE_SIZE_MAX, power_of_two=True)
+        self.queues = [VirtQueue(self.memory, index, size) for index in range(queues)]
         self.workers: list[Worker] = []
         try:
-            for number in range(max(1, min(device.threads, device.queues))):
+            for number in range(min(threads, queues)):
                 self.workers.append(Worker(f"{name[:12]}/{number}", poll_us=poll_us))
                 loop.add_reader(self.workers[-1].event_fd, self._broke, self.workers[-1], broke)
         except BaseException:
@@ -65,6 +70,10 @@ class Engine:
         """Why a queue that is served broke; empty if none did."""
         broken = (self.queues[index] for index in sorted(self._attached) if self.queues[index].broken)
         return next((f"queue {queue.index}: {queue.broken}" for queue in broken), "")
+
+    def handler_failures(self) -> list[BaseException]:
+        """Take what handlers of queues raised since the last time."""
+        return [error for queue in self.queues if (error := queue.take_failure()) is not None]
 
     def set_poll(self, poll_us: int) -> None:
         """Let workers look at idle queues for so long before they sleep."""

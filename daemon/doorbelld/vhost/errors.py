@@ -15,3 +15,7 @@ class NotConnected(DoorbellError):
 
 class NotRunning(DoorbellError):
     """The queue does not run."""
+
+
+class DeviceFaulty(DoorbellError):
+    """The code of a device raised an error or gave a wrong value; ``__cause__`` is the error, the text names both."""

@@ -110,3 +110,16 @@ class ConfigChanged(DeviceEvent):
 @dataclass(frozen=True, slots=True)
 class DeviceChanged(DeviceEvent):
     """*device* goes by another spec now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeFailed(DeviceEvent):
+    """The code of *device* failed as it did not before: *reason* says where and how, *cause* has the traceback."""
+
+    reason: str
+    cause: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorChanged(DeviceEvent):
+    """What is wrong with the code of *device* (`Backend.error`) changed."""

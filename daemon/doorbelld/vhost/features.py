@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from ..ring.queue import RING_FEATURES
 from ..wire.vhost_messages import Feature, ProtocolFeature
-from .device import Device
 
 VIRTIO_F_VERSION_1 = 1 << 32
 RESERVED = sum(1 << bit for bit in range(24, 50))
@@ -48,13 +48,28 @@ _FORCED = {33: "iommu_platform=on", 34: "packed=on"}
 """Options with which QEMU 7.2 gives the guest of a vhost-user-rng features that the back-end does not offer."""
 
 
-def offered_features(device: Device) -> int:
+class Offering(Protocol):
+    """A `Device`, or its `Hooks`, as far as it says what is offered."""
+
+    @property
+    def features(self) -> int:
+        """Feature bits of its type."""
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """Protocol features beyond those of every device."""
+
+    def get_config(self) -> bytes:
+        """Return the configuration space."""
+
+
+def offered_features(device: Offering) -> int:
     """Return the feature bits that a front-end is offered (GET_FEATURES)."""
     own = device.features & ~RESERVED
     return int(own | RING_FEATURES | VIRTIO_F_VERSION_1 | Feature.PROTOCOL_FEATURES)
 
 
-def offered_protocol_features(device: Device) -> ProtocolFeature:
+def offered_protocol_features(device: Offering) -> ProtocolFeature:
     """Return vhost-user's own feature bits that a front-end is offered (GET_PROTOCOL_FEATURES)."""
     config = ProtocolFeature.CONFIG if device.get_config() else ProtocolFeature(0)
     return EVERYWHERE | config | (device.protocol_features & OPTIONAL)

@@ -55,8 +55,9 @@ from ..wire.vhost_messages import (
 )
 from ..wire.vhost_requests import Answer, FrontendRequest, Request
 from .channel import BackChannel, Reactor
-from .device import QUEUE_SIZE_MAX, config_space
+from .device import QUEUE_SIZE_MAX
 from .engine import Engine
+from .errors import DeviceFaulty
 from .features import offered_features, offered_protocol_features, why_unoffered_fails
 from .vring import Refused, Ring, check_signal, own_eventfd
 
@@ -114,7 +115,7 @@ class Session:
         """Do what *message* asks, and return what to answer; its descriptors are closed or taken over.
 
         Raises:
-            SessionEnded: the connection must end.
+            SessionEnded, DeviceFaulty: the connection must end.
         """
         with contextlib.closing(message):
             try:
@@ -122,7 +123,7 @@ class Session:
                 if method is None:
                     raise Refused("it is not offered, or unknown")
                 payload = await method(self, message.payload, message)
-            except SessionEnded:
+            except (SessionEnded, DeviceFaulty):  # what a faulty device has done by half can't go on
                 raise
             except (DoorbellError, OSError) as error:
                 return self._refuse(message, f"{error}{self._unoffered}")
@@ -391,7 +392,7 @@ class Session:
         start, size = payload.offset, len(payload.payload)
         if start + size > CONFIG_MAX:
             raise Refused(f"bytes {start} to {start + size} are not in a configuration space of {CONFIG_MAX}")
-        return Config(start, config_space(self._device)[start : start + size], payload.flags)
+        return Config(start, self._device.config_space()[start : start + size], payload.flags)
 
     async def _set_config(self, payload: Config, message: Message) -> None:
         try:
@@ -493,7 +494,7 @@ class Session:
     async def close(self) -> None:
         """Let go of the device: when this returns, or raises, nothing touches the front-end's memory any more.
 
-        It raises what a hook of the device did, after everything else.
+        It raises DeviceFaulty, if a hook of the device failed, after everything else.
         """
         if self.channel is not None:
             self.channel.close()

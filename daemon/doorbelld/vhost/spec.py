@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..errors import DoorbellError, InvalidOptions, Problem
+from ..errors import DoorbellError, InvalidOptions, Problem, in_words
 from ..fds.listener import PATH_MAX, group_id, user_id
 from ..options import boolean, duration, integer, mode, option, parse, path, text
 from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
 from .device import QUEUE_SIZE_MAX, QUEUES_MAX, Device
+from .errors import DeviceFaulty
 
 POLL_MAX = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -80,6 +81,16 @@ class DeviceSpec:
                 problem(key, f"no {key} {getattr(self, key)!r} on this host", "write a name that is there, or a number")
         return problems
 
+    def warnings(self, prefix: str) -> list[Problem]:
+        """Say what this host lacks for the device now, as far as its type knows (``warnings(prefix)`` of its Options).
+
+        The device can be served once that is there.
+        """
+        problems: list[Problem] = []
+        with _gathering(problems, prefix):
+            problems += getattr(self.own, "warnings", lambda _: [])(prefix)
+        return problems
+
     @classmethod
     def parse(cls, name: str, raw: Mapping[str, Any], prefix: str, find: Callable[[str], Kind]) -> DeviceSpec:
         """Read the table of device *name*; *find* gives the class of a type, or raises `DoorbellError`.
@@ -99,8 +110,9 @@ class DeviceSpec:
             cause, _, cure = str(error).partition("; ")
             problems.append(Problem(f"{prefix}.type", cause, cure))
         else:
-            with _gathering(problems):
-                own = parse(kind.Options, {k: v for k, v in raw.items() if k not in _COMMON}, prefix)
+            with _gathering(problems, prefix):
+                rest = {key: value for key, value in raw.items() if key not in _COMMON}
+                own = parse(kind.Options, rest, prefix, others=_COMMON)
         made: DeviceSpec | None = None
         told = {problem.key for problem in problems}
         try:
@@ -116,10 +128,17 @@ class DeviceSpec:
 
         Raises:
             DoorbellError: it can't be had (a file is missing, say).
+            DeviceFaulty: the code of the type fails.
         """
-        device = self.kind(self.own, queues=self.queues, queue_size=self.queue_size)
-        if self.inband:
-            device.protocol_features |= ProtocolFeature.INBAND_NOTIFICATIONS
+        try:
+            device = self.kind(self.own, queues=self.queues, queue_size=self.queue_size)
+            if self.inband:
+                device.protocol_features |= ProtocolFeature.INBAND_NOTIFICATIONS
+        except DoorbellError:
+            raise
+        except BaseException as error:  # SystemExit too: it is another package's code
+            cause = f'type "{self.type}" can\'t be made: {self.kind.__name__}() raised {in_words(error)}'
+            raise DeviceFaulty(f"{cause}; repair {self.kind.__module__}, then restart the daemon") from error
         return device
 
     def as_options(self) -> dict[str, Any]:
@@ -145,8 +164,12 @@ _COMMON = frozenset(
 
 
 @contextlib.contextmanager
-def _gathering(problems: list[Problem]) -> Iterator[None]:
+def _gathering(problems: list[Problem], prefix: str) -> Iterator[None]:
+    """Collect the problems of a type's own options; what else its code raises is one of them."""
     try:
         yield
     except InvalidOptions as error:
         problems += error.problems
+    except BaseException as error:  # SystemExit too: it is another package's code
+        cause = f"the options of its type can't be read: {in_words(error)}"
+        problems.append(Problem(prefix, cause, "repair the package of that type"))

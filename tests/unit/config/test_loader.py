@@ -568,3 +568,31 @@ def test_what_is_wrong_with_a_client_or_a_flat_device(
     (problem,) = problems_of(tmp_path, text)
     assert (problem.key.replace("client.a/b", 'client."a/b"'), place(problem)) == (key, f"doorbelld.toml:{line}")
     assert words in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("size = 4M", 'write size = "4M", in quotes'),
+        ("size=4M # four", 'write size = "4M", in quotes'),
+        ("backing = memfd", 'write backing = "memfd", in quotes'),
+        ("stall-timeout = 30s", 'write stall-timeout = "30s", in quotes'),
+        ("socket = /run/x", 'write socket = "/run/x", in quotes'),
+    ],
+)
+@pytest.mark.parametrize("after", ["\n[region.b]\n", "\n", ""])
+def test_text_without_quotes_is_told_with_the_quotes(tmp_path: Path, line: str, cure: str, after: str) -> None:
+    file = tmp_path / "doorbelld.toml"
+    file.write_text(f"[region.demo]\n{line}{after}")
+    with pytest.raises(InvalidOptions) as caught:
+        load(str(file))
+    (problem,) = caught.value.problems
+    assert problem.cure == cure and problem.where == f"{file}:2"
+
+
+@pytest.mark.parametrize("line", ["size = ", "size = [1, 2", 'size = "4M', "= 4"])
+def test_other_syntax_errors_are_told_as_the_parser_does(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "doorbelld.toml"
+    file.write_text(f"[region.demo]\n{line}\n")
+    with pytest.raises(InvalidOptions, match=r"https://toml\.io"):
+        load(str(file))

@@ -173,6 +173,35 @@ def test_what_of_a_device_can_change_does() -> None:
     assert (spec.mode, spec.own.speed, spec.poll_us, plan.problems) == (0o600, 3, 9, [])
 
 
+class Incomparable:
+    """A value of an option, of a package with a mistake."""
+
+    def __init__(self, raw: object) -> None:
+        self.raw = raw
+
+    def __eq__(self, other: object) -> bool:
+        raise SystemExit(f"{self.raw} is {other}?")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistaken:
+    key: Any = option(Incomparable, default=None)
+
+
+class Faulty(Device):
+    name, id, Options = "faulty", 42, Mistaken
+
+
+def test_a_device_whose_options_can_not_be_compared_stays_and_is_named() -> None:
+    there = {"a": (device(kind=Faulty, key=1), True), "b": (device("b"), True)}
+    plan = device_plan(there, device(kind=Faulty, key=2), device("b", speed=3))
+    (problem,) = plan.problems
+    assert problem.key == "device.a" and "can't be compared: SystemExit: 2 is" in problem.cause
+    assert [spec.name for spec in plan.devices.changed] == ["b"]
+
+
 def test_what_of_a_device_is_frozen_is_named_also_what_its_type_has_frozen() -> None:
     plan = device_plan({"a": (device(), True)}, device(socket="/run/elsewhere", depth=2, speed=2))
     assert [str(problem) for problem in plan.problems] == [

@@ -210,7 +210,7 @@ def test_a_hook_that_fails_costs_the_front_end_only(site: DeviceSite) -> None:
     with pytest.raises(BackendFailed):
         site.connect().start()
     end = site.farewell()
-    assert end.broken and end.reason == "RuntimeError: no"
+    assert end.broken and end.reason == "start() raised RuntimeError: no"
     assert site.connect(backend).ask_number(R.GET_FEATURES)
 
 

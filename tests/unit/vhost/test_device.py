@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from doorbelld.vhost.device import ConfigRefused, Device
 from doorbelld.wire.vhost_messages import VhostSetConfigType
-from support.devicesite import DeviceSite, Echo
+from support.devicesite import DEADLINE, DeviceSite, Echo
 
 MANUAL = Path(__file__).parents[3] / "docs" / "devices.md"
 
@@ -72,3 +74,17 @@ def test_the_example_of_the_manual_works(site: DeviceSite) -> None:
     f.start()
     assert f.request(f.queues[0], b"abc", 8) == b"CBA"
     assert f.config(0, 4) == b"\1\0\0\0"
+
+
+def test_the_example_of_the_manual_is_typed(tmp_path: Path) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.S)
+    (tmp_path / "my_package.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}/cache", "my_package.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE * 12,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

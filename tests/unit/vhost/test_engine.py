@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 from doorbelld.vhost import engine as engine_module
 from doorbelld.vhost.engine import Engine
+from doorbelld.vhost.hooks import Hooks
 from doorbelld.wire.vhost_messages import VringState
 from doorbelld.wire.vhost_requests import FrontendRequest
 from support.devicesite import DEADLINE, DeviceSite, Echo
@@ -22,7 +23,7 @@ from support.fdcount import no_leaks
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
     with no_leaks():
-        made = Engine(Echo(), asyncio.get_running_loop(), "engine", 0, lambda: None)
+        made = Engine(Hooks(Echo()), asyncio.get_running_loop(), "engine", 0, lambda: None)
         yield made
         await made.close()
 
@@ -33,7 +34,7 @@ def test_threads_are_as_many_as_make_sense() -> None:
         queues = 3
 
     async def run() -> int:
-        engine = Engine(Wide(), asyncio.get_running_loop(), "wide", 0, lambda: None)
+        engine = Engine(Hooks(Wide()), asyncio.get_running_loop(), "wide", 0, lambda: None)
         engine.set_poll(10)
         count = len(engine.workers)
         await engine.close()

@@ -23,12 +23,12 @@ _STATE_DIRECTORIES = "/var/lib"
 
 
 def states(view: View) -> Iterator[Finding]:
-    """Each device works: it and its queues are not broken, it reaches guest memory, its front-end is found."""
+    """Each device works: it, its queues and its code are whole, it reaches guest memory, its front-end is found."""
     if not view.devices:
         yield skipped("no device is served")
         return
     for name, device in view.devices.items():
-        findings = [*_of_front_end(view, name, device), *_of_requests(name, device)]
+        findings = [*_of_front_end(view, name, device), *_of_requests(name, device), *_of_code(name, device)]
         yield from findings
         if not findings:
             yield fine(f'device "{name}" is {device["state"]}')
@@ -59,6 +59,12 @@ def _of_front_end(view: View, name: str, device: Mapping[str, Any]) -> Iterator[
         else:
             cure = f"start the guest as doorbellctl qemu-args {name} says; or, if QEMU is to connect, leave connect out"
             yield hint(f"{title}: it is to connect to {path}, and nobody listens there", cure)
+
+
+def _of_code(name: str, device: Mapping[str, Any]) -> Iterator[Finding]:
+    if device.get("error"):
+        cure = f"repair the package of type {device['type']}, then restart the daemon; its log has the traceback"
+        yield wrong(f'device "{name}": its code fails: {device["error"]}', cure)
 
 
 def _of_requests(name: str, device: Mapping[str, Any]) -> Iterator[Finding]:
