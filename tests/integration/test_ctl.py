@@ -597,6 +597,12 @@ def test_a_wrong_command_line_is_status_2(ctl: Ctl, words: list[str]) -> None:
     assert 'did you mean "remove"?' in ctl.refused("remove-region", status=2)
 
 
+def test_name_typed_as_command_says_what_it_is(ctl: Ctl) -> None:
+    said = ctl.refused("demo", status=2)
+    assert said.endswith('Error: no command "demo"; demo is a region: doorbellctl status demo\n')
+    assert "remove" not in ctl.refused("demo", status=2, DOORBELLD_BUS="unix:path=/nowhere").partition('"; did')[2]
+
+
 def test_help(ctl: Ctl) -> None:
     whole = ctl("--help")
     assert whole == ctl("-h")

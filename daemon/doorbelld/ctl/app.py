@@ -69,8 +69,6 @@ SECTIONS = {
 }
 """From a command to its module and what it does, in short."""
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
-_OTHER_WORDS = {"list": "status", "interrupt": "notify", "remove-region": "remove", "create-region": "create"}
-"""What people call a command that is called otherwise."""
 
 EPILOG = """\b
 Examples:
@@ -132,12 +130,7 @@ class Program(click.Group):
         if ctx.params.get("host") and not ctx.resilient_parsing:
             ctx.exit(_elsewhere(ctx, args))
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
-            import difflib
-
-            meant = _OTHER_WORDS.get(args[0])
-            close = [meant] if meant else difflib.get_close_matches(args[0], _COMMANDS, 1)
-            hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(_COMMANDS)}"
-            ctx.fail(f'no command "{args[0]}"; {hint}')
+            ctx.fail(_no_command(ctx, args[0]))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -189,6 +182,18 @@ def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password
         from .looking import overview
 
         overview(session)
+
+
+def _no_command(ctx: click.Context, word: str) -> str:
+    """Say that *word* is no command, and what to type instead."""
+    from . import suggestion
+    from .arguments import ask
+
+    if not word.startswith("-") and (words := suggestion.named(word, ask(ctx))):
+        return f'no command "{word}"; {words}'
+    meant = suggestion.meant(word, _COMMANDS)
+    hint = f'did you mean "{meant}"?' if meant else f"there are: {', '.join(_COMMANDS)}"
+    return f'no command "{word}"; {hint}'
 
 
 def _elsewhere(ctx: click.Context, args: Sequence[str]) -> int:

@@ -42,15 +42,17 @@ def private_sockets() -> list[str]:
     return places
 
 
-async def open_bus(word: str) -> Client:
+async def open_bus(word: str, start: bool = True) -> Client:
     """Connect to the bus that *word* names (one of `BUS_WORDS`, or an address) if doorbelld is on it.
+
+    Where it is not, the bus is asked to *start* it.
 
     Raises:
         NoDaemon: it is not there; the message says where it was looked for and what to do.
     """
     if word not in ("auto", "private"):
         try:
-            return await _join(resolve(word), start=True)
+            return await _join(resolve(word), start)
         except BusUnavailable as error:
             where = f" on the {word} bus" if word in BUS_WORDS else ""
             raise NoDaemon(f"no doorbelld{where}: {error}\n{_CURE}") from None
@@ -68,7 +70,7 @@ async def open_bus(word: str) -> Client:
             return await _join(of_socket(path))
         except BusUnavailable as error:
             tried.append(f"{path}: {error}")
-    if word == "auto":
+    if word == "auto" and start:
         with contextlib.suppress(BusUnavailable):
             return await _join(resolve("system"), start=True)
     raise NoDaemon("\n  ".join(["no doorbelld found; looked at", *tried]) + f"\n{_CURE}")
