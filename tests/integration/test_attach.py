@@ -347,7 +347,7 @@ def test_the_region_is_removed(ctl: Ctl, region: str, kind: str) -> None:
 def test_who_waits_for_a_ring_is_woken_at_the_end(ctl: Ctl, region: str) -> None:
     with start(ctl, region, "raw").greet() as child:
         child.tell("take", 1)
-        ctl("disconnect", region, child.id)
+        ctl("disconnect", region, child.id, "--yes")
         assert child.answer() == 1
         assert child.ask("gone") is True
         assert child.ask("take", 2) == 1
@@ -362,7 +362,7 @@ def test_the_region_is_removed_after_the_place_was_handed_over(ctl: Ctl, region:
 
 def test_a_command_that_shall_not_outlive_the_region(ctl: Ctl, region: str) -> None:
     with start(ctl, region, "raw", "--kill-on-disconnect").greet() as child:
-        ctl("disconnect", region, child.id)
+        ctl("disconnect", region, child.id, "--yes")
         assert child.status() == SIGNALLED + signal.SIGTERM
         assert "SIGTERM" in child.complaint()
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -167,6 +168,20 @@ def join(daemon: Daemon, region: str) -> RawClient:
     return RawClient(str(daemon.socket(region))).greet(VECTORS)
 
 
+@contextlib.contextmanager
+def guest(daemon: Daemon, region: str, name: str) -> Iterator[int]:
+    """A peer whose command line is that of the VM *name*; gives its process ID."""
+    code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); s.recv(8); "
+    command = [sys.executable, "-c", f"{code} print(flush=True); sys.stdin.read()", "-name", name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            yield process.pid
+        finally:
+            process.communicate()
+
+
 # Looking
 
 
@@ -260,18 +275,11 @@ def test_notify_and_broadcast(ctl: Ctl, daemon: Daemon, region: str) -> None:
 
 
 def test_a_peer_may_be_named_after_its_vm(ctl: Ctl, daemon: Daemon, region: str) -> None:
-    code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); sys.stdin.read()"
-    command = [sys.executable, "-c", code, "-name", "guest=friend,debug-threads=on"]
-    with RawClient(str(daemon.socket(region))) as watcher:
-        watcher.greet(VECTORS)
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as vm:
-            while 1 not in watcher.doorbells:
-                assert watcher.message() is not None
-            assert "peer 1" in ctl("notify", region, "friend", 0)
-            assert pending(ctl, region)[1] == [1, 0, 0]
-            assert 'no peer "foe"; connected: 0 (no name), 1 (friend)' in ctl.refused("notify", region, "foe", 0)
-            assert "friend" in ctl.refused("remove", region)
-            vm.communicate()
+    with join(daemon, region), guest(daemon, region, "guest=friend,debug-threads=on"):
+        assert "peer 1" in ctl("notify", region, "friend", 0)
+        assert pending(ctl, region)[1] == [1, 0, 0]
+        assert 'no peer "foe"; connected: 0 (no name), 1 (friend)' in ctl.refused("notify", region, "foe", 0)
+        assert "friend" in ctl.refused("remove", region)
 
 
 @pytest.mark.parametrize(
@@ -303,10 +311,29 @@ def test_a_refusal_is_one_line_and_status_1(ctl: Ctl, words: list[str], error: s
     assert said.count("\n") == 1
 
 
-def test_disconnect(ctl: Ctl, daemon: Daemon, region: str) -> None:
+def test_disconnect_asks_before_it_disconnects(ctl: Ctl, daemon: Daemon, region: str) -> None:
     with join(daemon, region) as peer:
-        assert "disconnected peer 0" in ctl("disconnect", region, 0)
+        said = ctl.refused("disconnect", region, 0)
+        cause = f'pid {os.getpid()}, peer 0 of region "{region}", is a peer again when it connects again'
+        assert said == f"doorbellctl: {cause}; to disconnect it, add --yes\n"
+        status, asked = ctl.on_terminal("disconnect", region, 0, answer="n\n")
+        assert (status, "Disconnect it? [y/N]" in asked) == (1, True)
+        assert len(ctl.json("peers", region, "--json")) == 1
+        status, asked = ctl.on_terminal("disconnect", region, 0, answer="y\n")
+        assert (status, "disconnected peer 0" in asked) == (0, True)
         peer.until_eof()
+
+
+def test_disconnect_with_yes_does_not_ask(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as peer:
+        assert "disconnected peer 0" in ctl("disconnect", region, 0, "--yes")
+        peer.until_eof()
+
+
+def test_disconnect_of_guest_says_that_it_takes_a_restart(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with guest(daemon, region, "guest1"):
+        said = ctl.refused("disconnect", region, "guest1")
+        assert f'guest1, peer 0 of region "{region}", is a peer again when it restarts; to disconnect it' in said
 
 
 # Regions
@@ -502,7 +529,7 @@ def test_monitor_of_one_region_for_people(ctl: Ctl, daemon: Daemon, region: str)
         ctl("notify", "demo", "host", 0)
         with join(daemon, region):
             assert f"{region}  peer 0 joined: pid {os.getpid()}, uid {os.getuid()}" in monitor.line()
-            ctl("disconnect", region, 0)
+            ctl("disconnect", region, 0, "--yes")
         line = monitor.line()
         assert re.match(r"\d\d:\d\d:\d\d\.\d{3}  ", line)
         assert line.endswith("peer 0 left: disconnected over D-Bus")

@@ -212,7 +212,7 @@ def test_disconnect_and_reset(ctl: Ctl, daemon: Daemon) -> None:
         runs(ctl, "loop")
         assert ctl("reset", "loop") == "reset loop\n"
         eventually(lambda: state(ctl, "loop") == "connected")
-        assert ctl.json("disconnect", "loop", "--json") == {"device": "loop"}
+        assert ctl.json("disconnect", "loop", "--yes", "--json") == {"device": "loop"}
         with pytest.raises(BackendFailed):
             frontend.answer()
     at_rest(ctl, "loop")
@@ -306,7 +306,7 @@ def test_a_name_of_both_kinds(ctl: Ctl, daemon: Daemon) -> None:
     with join(daemon, "both"):
         assert "rang vector 1 of peer 0" in ctl("notify", "both", 0, 1)
         assert "rang all vectors of peer 0" in ctl("notify", "both", 0, "--kind", "region")
-        assert "disconnected peer 0" in ctl("disconnect", "both", 0)
+        assert "disconnected peer 0" in ctl("disconnect", "both", 0, "--yes")
 
 
 # Guests

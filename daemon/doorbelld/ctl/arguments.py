@@ -171,3 +171,6 @@ def kind_option_of(*kinds: str) -> Callable[[F], F]:
 
 kind_option = kind_option_of(*KINDS)
 """Adds it for all kinds."""
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask first.")
+"""Adds ``--yes`` to a command that disconnects somebody."""

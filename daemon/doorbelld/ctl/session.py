@@ -260,6 +260,18 @@ def _another(kind: str, name: str, other: str) -> Refused:
     return Refused(f'no {WORDS[kind]} "{name}", but a {WORDS[other]}; doorbellctl status {name} shows it')
 
 
+def ask_first(cause: str, action: str, otherwise: str) -> None:
+    """Ask the person at the terminal whether to do *action*, given the *cause* not to.
+
+    Raises:
+        Refused: the answer is no (the message is *otherwise*), or there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise Refused(f"{cause}; to {action}, add --yes")
+    if not click.confirm(f"{cause[:1].upper()}{cause[1:]}. {action.capitalize()}?", err=True):
+        raise Refused(otherwise)
+
+
 pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
