@@ -166,16 +166,20 @@ class Program(click.Group):
     help="Run all of it on another host, over ssh.",
 )
 @click.option("--json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--no-trunc", is_flag=True, help="Print tables whole, even if they do not fit on the terminal.")
 @click.option("--no-ask-password", is_flag=True, help="Fail rather than ask for a password on the terminal.")
 @click.version_option(__version__, message="doorbellctl %(version)s")
 @click.pass_context
-def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password: bool) -> None:
+def program(ctx: click.Context, bus: str, host: str, json: bool, no_trunc: bool, no_ask_password: bool) -> None:
     """Look at doorbelld and steer it: ivshmem regions, their peers and doorbells; vhost-user devices and their queues.
 
     Without a command it lists the regions, the devices, and who is connected to them; and the clients and flat devices,
     with which the daemon is in the regions of other servers.
+
+    On a terminal that is too narrow for a table, paths get a line of their own, and the columns of least worth are left
+    out. SINCE is how long ago it was. Into a pipe, and with --no-trunc, tables are whole, and SINCE is a date.
     """
-    session = ctx.obj = Session(bus, json, not no_ask_password)
+    session = ctx.obj = Session(bus, json, not no_ask_password, no_trunc)
     if ctx.invoked_subcommand is None:
         if host:
             ctx.exit(_elsewhere(ctx, []))
@@ -200,7 +204,8 @@ def _elsewhere(ctx: click.Context, args: Sequence[str]) -> int:
     """Run the command *args* on the host that ``--host`` names; gives its exit status."""
     from . import remote
 
-    words = ["--json"] * bool(ctx.params["json"]) + ["--no-ask-password"] * bool(ctx.params["no_ask_password"])
+    flags = ("json", "no_trunc", "no_ask_password")
+    words = [f"--{flag.replace('_', '-')}" for flag in flags if ctx.params[flag]]
     if ctx.get_parameter_source("bus") is ParameterSource.COMMANDLINE:  # what the environment says is about this host
         words += ["--bus", ctx.params["bus"]]
     return remote.run(ctx.params["host"], [*words, *args])

@@ -10,9 +10,21 @@ from typing import Any
 import click
 
 from . import tables
+from .layout import NONE, Shape, when
 from .process import in_words
 
-_NONE = "-"
+_DEVICES = Shape(
+    ("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS", ">BYTES", ">ERRORS", "SOCKET"),
+    (">BYTES", ">QUEUES", "TYPE", ">REQUESTS", ">ERRORS"),
+    path=True,
+)
+_QUEUES = Shape(
+    (
+        *(">QUEUE", ">SIZE", "ENABLED", "STARTED", ">AVAILABLE", ">USED", ">IN FLIGHT", ">KICKS", ">CALLS"),
+        *(">REQUESTS", ">BYTES", ">ERRORS"),
+    ),
+    (">BYTES", ">SIZE", ">ERRORS", ">CALLS", ">KICKS", ">REQUESTS"),
+)
 _STATUS = {
     1: "ACKNOWLEDGE",
     2: "DRIVER",
@@ -39,14 +51,14 @@ def running(device: Mapping[str, Any]) -> int:
 def front_end(device: Mapping[str, Any]) -> str:
     """Name the front-end: its VM, its process; nothing where there is none."""
     if (who := device["front-end"]) is None:
-        return _NONE
+        return NONE
     return f"{who['vm']} ({who['pid']})" if who["vm"] else f"pid {who['pid']}"
 
 
 def overview(devices: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a line for each device, and beneath why front-ends left."""
     tables.table(
-        ("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS", ">BYTES", ">ERRORS", "SOCKET"),
+        _DEVICES,
         (_row(name, device, totals(device)) for name, device in devices.items()),
     )
     if reasons := [f"{name}: {words}" for name, device in devices.items() if (words := reason(device))]:
@@ -76,13 +88,10 @@ def reason(device: Mapping[str, Any]) -> str:
 def queues(known: Sequence[Mapping[str, Any]]) -> None:
     """Print all there is to know of queues."""
     tables.table(
-        (
-            *(">QUEUE", ">SIZE", "ENABLED", "STARTED", ">AVAILABLE", ">USED", ">IN FLIGHT", ">KICKS", ">CALLS"),
-            *(">REQUESTS", ">BYTES", ">ERRORS"),
-        ),
+        _QUEUES,
         (
             [
-                *(queue["index"], queue["size"] or _NONE, _yes(queue["enabled"]), _yes(queue["started"])),
+                *(queue["index"], queue["size"] or NONE, _yes(queue["enabled"]), _yes(queue["started"])),
                 *(queue["available-index"], queue["used-index"], queue["in-flight"], queue["kicks"], queue["calls"]),
                 *(queue["requests"], in_words(queue["bytes"]), queue["errors"]),
             ]
@@ -126,7 +135,7 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Reason", words
     if (who := device["front-end"]) is not None:
         vm, unit = (f", {word} {who[key]}" if who[key] else "" for word, key in (("VM", "vm"), ("unit", "unit")))
-        since = tables.when(who["since"])
+        since = when(who["since"])
         yield "Front-end", f"pid {who['pid']}, uid {who['uid']}, gid {who['gid']}{vm}{unit}, since {since}"
         yield "Features", _accepted(device["acked-feature-names"], device["offered-feature-names"])
         names = device["acked-protocol-feature-names"], device["offered-protocol-feature-names"]

@@ -12,7 +12,7 @@ from ..ivshmem.flat import Register
 from . import client_tables
 from .arguments import Number, complete_one_of
 from .clients import make
-from .session import Daemon, Refused, Session, json_option, pass_session
+from .session import Daemon, Refused, Session, json_option, pass_session, table_option
 
 if TYPE_CHECKING:
     _RegisterType = click.ParamType[int]
@@ -29,6 +29,7 @@ _UINT32_MAX = 0xFFFFFFFF
 
 @click.command()
 @click.argument("flat", required=False, default="", shell_complete=complete_one_of("flat"))
+@table_option
 @json_option
 @pass_session
 def flats(session: Session, flat: str) -> None:

@@ -11,7 +11,7 @@ import click
 
 from . import tables
 from .arguments import complete_name, complete_one_of, kind_option, kind_option_of
-from .session import Daemon, Session, json_option, pass_session, plural
+from .session import Daemon, Session, json_option, pass_session, plural, table_option
 
 _IN_FLIGHT = 64
 _LINES = 10
@@ -43,6 +43,7 @@ def overview(session: Session) -> None:
     metavar="N",
     help="Lines of the journal; 0 for none.",
 )
+@table_option
 @json_option
 @pass_session
 def status(session: Session, name: str, kind: str | None, lines: int) -> None:
@@ -240,6 +241,7 @@ async def _add_pending(daemon: Daemon, kind: str, name: str, region: dict[str, A
 @click.command()
 @click.argument("name", shell_complete=complete_one_of(*_WITH_PEERS))
 @kind_option_of(*_WITH_PEERS)
+@table_option
 @json_option
 @pass_session
 def peers(session: Session, name: str, kind: str | None) -> None:

@@ -14,14 +14,19 @@ import click
 from ..ivshmem.table import RATE_MAX
 from . import tables
 from .arguments import complete_peer, region_argument
-from .session import Daemon, Session, json_option, pass_session
+from .layout import Shape
+from .session import Daemon, Session, json_option, pass_session, table_option
 
-_COLUMNS = ("SENDER", "VM", "TARGET", "VM", ">RINGS", ">DELIVERIES", ">REFUSED", ">LIMIT", "PERMITTED")
+_PAIRS = Shape(
+    ("SENDER", "VM", "TARGET", "VM", ">RINGS", ">DELIVERIES", ">REFUSED", ">LIMIT", "PERMITTED"),
+    ("PERMITTED", ">DELIVERIES", ">REFUSED", ">LIMIT"),
+)
 _KEYS = ("sender", "target", "rings", "deliveries", "refused", "rate", "permitted")
 
 
 @click.command()
 @region_argument
+@table_option
 @json_option
 @pass_session
 def pairs(session: Session, region: str) -> None:
@@ -52,7 +57,7 @@ def pairs(session: Session, region: str) -> None:
         click.echo(f"nobody can ring anybody in {region} yet; a guest attaches at {known['socket']}")
         return
     tables.table(
-        _COLUMNS,
+        _PAIRS,
         (
             [
                 *(pair["sender"], names.get(pair["sender"], "-"), pair["target"], names.get(pair["target"], "-")),

@@ -56,6 +56,8 @@ class Session:
     json: bool = False
     ask_password: bool = True
     """Whether a person may be asked to authenticate, where there is a terminal to do so."""
+    no_trunc: bool = False
+    """Whether tables are printed whole, however narrow the terminal is."""
 
     def run(self, work: Callable[[Daemon], Coroutine[Any, Any, T]]) -> T:
         """Connect, do *work*, disconnect; errors become exit statuses.
@@ -275,15 +277,20 @@ def ask_first(cause: str, action: str, otherwise: str) -> None:
 pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
-def json_option(function: F) -> F:
-    """Add ``--json`` to a command: the same flag as the global one, where people look for it."""
+def _flag(name: str, words: str) -> Callable[[F], F]:
+    """Make what adds a flag of the whole program to a command, where people look for it."""
 
-    def turn_on(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    def turn_on(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            ctx.ensure_object(Session).json = True
+            setattr(ctx.ensure_object(Session), str(param.name), True)
 
-    option = click.option("--json", is_flag=True, expose_value=False, callback=turn_on, help="Print JSON.")
-    return option(function)
+    return click.option(name, is_flag=True, expose_value=False, callback=turn_on, help=words)
+
+
+json_option = _flag("--json", "Print JSON.")
+"""Adds ``--json`` to a command."""
+table_option = _flag("--no-trunc", "Print all columns, with dates, even if they do not fit on the terminal.")
+"""Adds ``--no-trunc`` to a command that prints a table."""
 
 
 def validate_bus(_: click.Context, __: click.Parameter, value: str) -> str:
