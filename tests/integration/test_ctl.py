@@ -357,6 +357,34 @@ def test_create_with_every_option(ctl: Ctl, daemon: Daemon) -> None:
     assert ctl.json("remove", "ruled", "--json") == {"name": "ruled", "disconnected": 0}
 
 
+def test_whoever_made_a_directory_removes_it(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        ctl, outside = Ctl(daemon.bus), short_path / "outside"
+        before = sorted(os.listdir(daemon.runtime))
+        ctl("create", "tmp")
+        ctl("create", "far", "--socket", outside / "deep" / "socket")
+        ctl("create-device", "loop", "loopback")
+        assert sorted(os.listdir(daemon.runtime)) == sorted([*before, "tmp", "loop"])
+        for name in ("tmp", "far", "loop"):
+            ctl("remove", name)
+        ctl("selftest")
+        ctl("bench", "--seconds", 0.1)
+        assert "reserve huge pages" in ctl.refused("create", "bad", "--backing", "hugetlb", "--size", "1024G")
+        assert sorted(os.listdir(daemon.runtime)) == before
+        assert not outside.exists()
+
+
+def test_second_daemon_that_fails_leaves_no_directory(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        before = sorted(os.listdir(daemon.runtime))
+        daemon.write_config("[region.other]\n[region.demo]\n")
+        command = [BIN / "doorbelld", "--config", daemon.config, "--bus", "private"]
+        done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
+        assert done.returncode == os.EX_CANTCREAT, done.stderr
+        assert b"demo/socket: a live server" in done.stderr + done.stdout
+        assert sorted(os.listdir(daemon.runtime)) == before
+
+
 def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
     said = ctl.refused("create", "bad", "--size", "3M", "--vectors", 65)
     assert "size: 3M is not a power of two (QEMU needs one); use 4M" in said

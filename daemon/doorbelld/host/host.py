@@ -53,13 +53,13 @@ class _RegionRemains(Remains):
 
     def __init__(self, prefix: str, kept: Kept) -> None:
         super().__init__(prefix, kept, read_state)
-        self._socket = listener.bound_to(self.kept.copy("listener"))
+        self.socket = listener.bound_to(self.kept.copy("listener"))
 
     def clear(self, in_use: set[str]) -> None:
         """Make room for a new region where its socket is, unless that path is *in_use*."""
-        if self._socket and self._socket not in in_use:
+        if self.socket and self.socket not in in_use:
             with contextlib.suppress(OSError):
-                os.unlink(self._socket)
+                os.unlink(self.socket)
 
 
 class Host:
@@ -175,6 +175,7 @@ class Host:
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
         for remains in unusable:
             remains.clear(in_use)
+            self._tidy(remains.socket)
             remains.close()
         return [
             *(Unusable(remains.name, remains.trouble) for remains in unusable),
@@ -249,6 +250,16 @@ class Host:
             return spec
         return dataclasses.replace(spec, socket=os.path.join(self.runtime_directory, spec.name, "socket"))
 
+    def _tidy(self, socket: str) -> None:
+        """Remove the directory of a *socket* that is gone, if it is empty and directly below our own directory.
+
+        A listener removes the directories that it made. This one may have been made before a restart, by our
+        predecessor.
+        """
+        directory = os.path.dirname(socket)
+        if os.path.dirname(directory) == self.runtime_directory:
+            listener.remove_empty([directory])
+
     def remove_region(self, name: str) -> None:
         """Disconnect a region's peers and let go of it.
 
@@ -258,6 +269,7 @@ class Host:
         region = self.region(name)
         region.close()
         del self.regions[name]
+        self._tidy(region.spec.socket)
         self._emit(RegionRemoved(region))
 
     # Devices
@@ -318,6 +330,7 @@ class Host:
         finally:
             self._going.discard(name)
             self.devices.pop(name, None)
+            self._tidy(device.spec.socket)
             self._emit(DeviceRemoved(device))
 
     # Clients and flat devices
@@ -392,6 +405,8 @@ class Host:
         """Bring all devices to rest and let go of them, without a word; gives what they were."""
         devices = [self.devices.pop(name) for name in list(self.devices)]
         await asyncio.gather(*(device.close(reason) for device in devices))
+        for device in devices:
+            self._tidy(device.spec.socket)
         return devices
 
     async def close(self) -> None:
@@ -405,6 +420,7 @@ class Host:
                 region.let_go()
             else:
                 region.close("the daemon stops")
+                self._tidy(region.spec.socket)
         self._spare.close()
 
     @property
