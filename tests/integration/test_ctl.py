@@ -26,7 +26,7 @@ import pytest
 from doorbelld import __version__
 from doorbelld.bus.private import PrivateBus
 from doorbelld.ctl.app import SECTIONS
-from support.busctl import Busctl
+from support.busctl import NOBODY, Busctl, without_rights
 from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
 from support.surroundings import ctl_elsewhere
@@ -618,6 +618,22 @@ async def test_a_bus_without_the_daemon(short_path: Path, elsewhere: Ctl) -> Non
         assert "the system bus: there is a message bus, but nobody owns" in said
     finally:
         await bus.stop()
+
+
+@pytest.mark.parametrize("library", ["dbus_fast", "dbus_next"])
+def test_private_bus_of_another_user_says_whose_it_is(daemon: Daemon, ctl: Ctl, library: str) -> None:
+    daemon.directory.chmod(0o755)
+    environment = {**ctl.environment, "DOORBELLD_DBUS_LIBRARY": library}
+    for words, status in (([], 69), (["doctor"], 1)):
+        command = without_rights(BIN / "doorbellctl", *words)
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=DEADLINE, check=False, text=True)
+        assert done.returncode == status, done.stderr
+        whose = f"{daemon.bus}: that bus is root's and does not take uid {NOBODY}"
+        if words:
+            assert f"WRONG  daemon: {whose}\n       cure: ask as root\n" in done.stdout
+            assert done.stdout.count("WRONG") == 1
+        else:
+            assert done.stderr == f"doorbellctl: {whose}; ask as root\n"
 
 
 def test_a_pipe_that_closes_ends_it_quietly(ctl: Ctl) -> None:

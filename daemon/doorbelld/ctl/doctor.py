@@ -21,7 +21,7 @@ from ..bus import library
 from ..bus.address import resolve
 from ..bus.names import BUS_NAME, MANAGER, ROOT
 from . import systemd
-from .bus_choice import NoDaemon
+from .bus_choice import NoDaemon, NotOurBus
 from .checks import access, clients, devices, guests, service
 from .checks.view import Finding, Level, User, View
 from .session import Daemon, Refused, Session, json_option, pass_session, plural
@@ -81,6 +81,9 @@ def _look(session: Session) -> View:
     found: dict[str, Any]
     try:
         found = session.run(ask)
+    except NotOurBus as error:
+        trouble, _, cure = error.message.rpartition("; ")
+        found = {"trouble": trouble, "cure": cure, "on_system_bus": False}
     except NoDaemon as error:
         first, *places = map(str.strip, error.message.splitlines())
         cure = places.pop() if places else "journalctl -u doorbelld -b says why; then systemctl restart doorbelld"
