@@ -480,6 +480,29 @@ def test_an_example_works(
             assert child.line() == "the region is gone"
 
 
+@pytest.mark.parametrize("language", ["c", "bash", "python"])
+def test_example_and_echo_do_not_ring_each_other_for_ever(
+    daemon: Daemon, ctl: Ctl, region: str, example: dict[str, list[str]], language: str
+) -> None:
+    def answers() -> int:
+        return int(ctl.json("status", region, "--json")["host-rings"][0])  # an echo does not ring the host
+
+    with Client(daemon.socket(region)) as other, Running(ctl, "echo", region) as echo:
+        assert "rings everybody else back" in echo.line()
+        with Running(ctl, "attach", region, "--exec", *example[language]) as child:
+            try:
+                knows(other, 1, 2)
+                for number in range(3):
+                    other.memory[0:1] = b"abc"[number : number + 1]
+                    other.notify(2, 0)
+                    until(lambda: answers() > number, "an answer")  # noqa: B023
+                    other.notify(1, 0)  # the echo rings the example
+                    assert answers() == number + 1
+            finally:
+                ctl("remove", region, "--yes")  # which ends it, whatever it waits for
+            assert child.status() == 0
+
+
 def test_an_example_says_how_to_start_it(example: dict[str, list[str]]) -> None:
     for language in ("c", "python"):
         done = subprocess.run(example[language], capture_output=True, text=True, check=False, timeout=DEADLINE)

@@ -102,6 +102,18 @@ def test_echo_answers_at_the_same_vector(daemon: Daemon, ctl: Ctl, region: str) 
             assert "closed the connection" in echo.line("stderr")
 
 
+def test_two_echoes_are_told_that_they_look_like_a_loop(ctl: Ctl, region: str) -> None:
+    with Running(ctl, "echo", region) as first, Running(ctl, "echo", region) as second:
+        for echo in (first, second):
+            assert "rings everybody else back" in echo.line()
+        until(lambda: peers(ctl, region) == [0, 1], "both to be there")
+        ctl("notify", region, 0, 0)
+        for echo, other in ((first, 1), (second, 0)):
+            said = echo.line("stderr")
+            assert re.match(rf"doorbellctl: peer {other} rings [\d,]+ times a second; a loop\? ", said)
+        assert first.end() == second.end() == 0
+
+
 def test_who_does_not_answer(daemon: Daemon, ctl: Ctl, region: str) -> None:
     with Client(daemon.socket(region)):
         done = ctl.run("ping", region, 0, "--count", 2, "--interval", 0, "--timeout", "20ms")
