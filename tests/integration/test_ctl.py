@@ -26,6 +26,7 @@ import pytest
 from doorbelld import __version__
 from doorbelld.bus.private import PrivateBus
 from doorbelld.ctl.app import SECTIONS
+from doorbelld.ctl.completion import PROGRAMS
 from support.busctl import NOBODY, Busctl, without_rights
 from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
@@ -239,10 +240,33 @@ def test_status_has_everything_and_what_is_pending(ctl: Ctl, daemon: Daemon, reg
         ctl("notify", region, 0, 2)
         ctl("notify", region, 0, 2)
         said, known = ctl("status", region), ctl.json("status", region, "--json")
-    for words in (str(daemon.socket(region)), "65536 bytes", "memfd", "1 of at most 1024", "ID 65535", "mode 0660"):
+    for words in (str(daemon.socket(region)), "65,536 bytes", "memfd", "1 of at most 1,024", "ID 65535", "mode 0660"):
         assert words in said
     assert re.search(rf"^ +0 .* {os.getpid()} .* 2 \(vector 2: 2\)$", said, re.M)
     assert (known["name"], known["size"], known["peers"][0]["pending"]) == (region, 65536, [0, 0, 2])
+
+
+def test_peers_of_all_regions_and_status_of_several_things(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert "No peer is connected to any region" in ctl("peers")
+    with join(daemon, region), join(daemon, region):
+        said, known = ctl("peers"), ctl.json("peers", "--json")
+        assert [len(known[name]) for name in ("demo", region)] == [0, 2]
+        assert [row.split()[:2] for row in said.splitlines()] == [["REGION", "PEER"], [region, "0"], [region, "1"]]
+        both = ctl.json("status", "demo", region, "--json")
+        assert [(one["name"], len(one["peers"])) for one in both] == [("demo", 0), (region, 2)]
+        assert re.findall(r"Region: (\S+)", ctl("status", "demo", region)) == ["demo", region]
+    assert 'no region "nowhere"' in ctl.refused("status", "nowhere", "demo")
+
+
+def test_peers_are_in_the_order_of_their_ids(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as first, join(daemon, region):
+        first.close()
+        while len(ctl.json("peers", region, "--json")) > 1:
+            pass
+        with join(daemon, region):
+            ids = [peer["id"] for peer in ctl.json("peers", region, "--json")]
+            assert ids == sorted(ids)
+            assert len(ids) == 2
 
 
 def test_peers(ctl: Ctl, daemon: Daemon, region: str) -> None:
@@ -469,6 +493,12 @@ def test_qemu_arguments_for_a_pipe_are_one_line(ctl: Ctl, daemon: Daemon, region
     assert "\\\r\n  -device" in ctl.on_terminal("qemu-args", region)[1]
 
 
+def test_qemu_arguments_without_a_name_are_those_of_all(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    said = ctl("qemu-args")
+    assert [str(daemon.socket(name)) in said for name in ("demo", region)] == [True, True]
+    assert "no region and no device" in ctl.refused("qemu-args", "--kind", "device")
+
+
 def test_qemu_arguments_that_would_not_work_are_refused(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert "backing shm:NAME" in ctl.refused("qemu-args", region, "--device", "plain")
     assert "backing shm:NAME" in ctl.refused("libvirt-xml", region, "--device", "plain")
@@ -674,6 +704,24 @@ def test_name_typed_as_command_says_what_it_is(ctl: Ctl) -> None:
     assert "remove" not in ctl.refused("demo", status=2, DOORBELLD_BUS="unix:path=/nowhere").partition('"; did')[2]
 
 
+def test_words_that_people_try(ctl: Ctl) -> None:
+    assert ctl("list") == ctl()
+    assert ctl.json("list", "--json").keys() == ctl.json("--json").keys()
+    assert ctl("help") == ctl("--help")
+    assert ctl("help", "create") == ctl("create", "--help")
+    assert 'did you mean "create"?' in ctl.refused("help", "creat", status=2)
+    assert ctl("version") == f"doorbellctl {__version__}\n"
+    assert ctl.json("version", "--json") == {"version": __version__}
+
+
+def test_refusal_with_json_is_json(ctl: Ctl) -> None:
+    for words in (["--json", "peers", "nowhere"], ["peers", "nowhere", "--json"]):
+        assert json.loads(ctl.refused(*words))["error"].startswith('no region "nowhere"')
+    said = json.loads(ctl.refused("--json", status=69, DOORBELLD_BUS="unix:path=/nowhere"))
+    assert said["status"] == 69
+    assert said["error"].startswith("no doorbelld: ")
+
+
 def test_help(ctl: Ctl) -> None:
     whole = ctl("--help")
     assert whole == ctl("-h")
@@ -707,6 +755,17 @@ def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert complete(ctl, "status", "", DOORBELLD_BUS="unix:path=/nowhere") == []
     for shell in ("zsh", "fish"):
         assert "_DOORBELLCTL_COMPLETE" in ctl("completion", shell)
+    for program in PROGRAMS:
+        typed = {"COMP_WORDS": f"{program} --he", "COMP_CWORD": "1"}
+        variable = re.search(r"(_[A-Z_]+_COMPLETE)=bash_complete", ctl("completion", "bash", program))
+        assert variable
+        done = subprocess.run(
+            [BIN / program],
+            env={**ctl.environment, **typed, variable[1]: "bash_complete"},
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout == b"plain,--help\n"
     script = ctl("completion", "bash")
     assert subprocess.run(["bash", "-n"], input=script.encode(), check=True).returncode == 0
 

@@ -146,7 +146,7 @@ def test_devices_and_queues_count_what_is_done(ctl: Ctl, daemon: Daemon) -> None
 
 def test_status_of_a_device(ctl: Ctl, daemon: Daemon) -> None:
     said = ctl("status", "disk", "-n", 0)
-    assert "Configuration: a disk of 1.0 MiB (2048 sectors)" in said
+    assert "Configuration: a disk of 1.0 MiB (2,048 sectors)" in said
     assert f"group {os.getgid()}, mode 0660" in said
     assert "doorbellctl qemu-args disk" in said
     with attached(daemon, "disk", 2):
@@ -229,10 +229,10 @@ def test_refresh_tells_of_a_disk_that_grew(ctl: Ctl, daemon: Daemon) -> None:
         assert monitor.event()["event"] == "watching"
         assert ctl("refresh", "disk") == "disk looked again\n"
         assert monitor.event() == {"event": "device-config", "device": "disk"}
-    assert "(4096 sectors)" in ctl("status", "disk")
+    assert "(4,096 sectors)" in ctl("status", "disk")
     os.truncate(daemon.directory / "image", SIZE)
     ctl("refresh", "disk")
-    assert "(2048 sectors)" in ctl("status", "disk")
+    assert "(2,048 sectors)" in ctl("status", "disk")
 
 
 # Making

@@ -58,12 +58,13 @@ def test_ping_and_echo(ctl: Ctl, region: str) -> None:
             assert re.fullmatch(rf"answer from peer 0: seq={number} time=\d+\.\d us", line)
         assert lines[6] == "3 rings, 3 answers, 0 lost (0 %)"
         assert re.fullmatch(r"min/avg/p99/max = (\d+\.\d/){3}\d+\.\d us", lines[7])
+        assert len(ctl("ping", region, 0, "-q", "-c", 3, "-i", 0).splitlines()) == 4
         found = ctl.json("ping", region, 0, "--count", 50, "--interval", 0, "--vector", 2, "--json")
         times = [found.pop(f"{name}-us") for name in ("min", "avg", "p99", "max")]
         assert found == {"region": region, "peer": 0, "vector": 2, "sent": 50, "answered": 50, "lost": 0}
         assert 0 < times[0] <= times[1] <= times[3] and times[2] <= times[3]
         assert echo.end() == 0
-        assert echo.line("stderr") == "answered 53 rings"
+        assert echo.line("stderr") == "answered 56 rings"
         until(lambda: not peers(ctl, region), "it to be gone")
         assert sum(known(ctl, region)["host-rings"]) == 0
 

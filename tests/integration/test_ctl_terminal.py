@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.daemon import BIN, Daemon
+from support.dbusclient import until
 from support.screen import Screen, Session
 
 from .test_ctl import Ctl, ctl, guest, join
@@ -125,3 +127,41 @@ def test_top_leaves_last_look_on_terminal(ctl: Ctl, daemon: Daemon) -> None:
     assert {cells[0] for cells in table(rows, "REGION")[1:]} == {"demonstration", "other"}
     assert {cells[0] for cells in table(rows, "DEVICE")[1:]} == {"disk-of-the-first-guest", "entropy"}
     assert table(rows, "REGION")[0][:3] == ["REGION", "PEERS", "BACKLOG"]
+
+
+@contextlib.contextmanager
+def at_terminal(daemon: Daemon, *words: str) -> Iterator[Session]:
+    """Run it on a terminal of 200 columns, to be typed at."""
+    environment = {"DOORBELLD_BUS": daemon.bus, "PS1": "", "ENV": ""}
+    with Session([BIN / "doorbellctl", *words], screen=Screen(24, WIDE), environment=environment) as session:
+        yield session
+
+
+def test_wait_on_terminal_says_how_to_end_it(ctl: Ctl, daemon: Daemon) -> None:
+    with at_terminal(daemon, "wait", "other", "1") as session:
+        session.shows("waiting for a ring of other; Ctrl-C ends it")
+        ctl("notify", "other", "host", 1)
+        session.shows("other: vector 1: 1 ring, 1 in all")
+        assert session.ends() == 0
+
+
+def test_attach_on_terminal_tells_joins_knows_host_and_how_to_end_it(ctl: Ctl, daemon: Daemon) -> None:
+    with at_terminal(daemon, "attach", "other") as session:
+        session.shows("type help for the words; quit or Ctrl-D ends it (Ctrl-C only drops the line)")
+        before = ctl.json("status", "other", "--json")["host-rings"][2]
+        session.type("int host 2\r")
+        until(lambda: ctl.json("status", "other", "--json")["host-rings"][2] == before + 1, "the host to be rung")
+        with join(daemon, "other"):
+            session.until(lambda screen: any(re.fullmatch(r"peer \d+ joined", row) for row in screen.all))
+        session.until(lambda screen: any(re.fullmatch(r"peer \d+ left", row) for row in screen.all))
+        session.type("quit\r")
+        assert session.ends() == 0
+
+
+def test_shell_that_is_a_peer_says_so_on_terminal(ctl: Ctl, daemon: Daemon) -> None:
+    with at_terminal(daemon, "attach", "other", "--exec", "sh") as session:
+        session.until(
+            lambda screen: any(re.match(r"in this shell you are peer \d+ of other: ", row) for row in screen.all)
+        )
+        session.type("exit\r")
+        assert session.ends() == 0

@@ -17,6 +17,7 @@ from .session import Session, validate_bus
 
 SECTIONS = {
     "Look": {
+        "list": ("words", "List what there is, as without a command."),
         "status": ("looking", "Show the daemon, or one of all things, in detail."),
         "peers": ("looking", "List who is in a region."),
         "pairs": ("relay", "List who rings whom in a relayed region."),
@@ -65,6 +66,8 @@ SECTIONS = {
     },
     "Shell": {
         "completion": ("completion", "Print a shell's completion script."),
+        "help": ("words", "Print the help of a command."),
+        "version": ("words", "Print the version."),
     },
 }
 """From a command to its module and what it does, in short."""
@@ -165,7 +168,7 @@ class Program(click.Group):
     shell_complete=complete_host,
     help="Run all of it on another host, over ssh.",
 )
-@click.option("--json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", is_flag=True, help="Print JSON, for programs; refusals too.")
 @click.option("--no-trunc", is_flag=True, help="Print tables whole, even if they do not fit on the terminal.")
 @click.option("--no-ask-password", is_flag=True, help="Fail rather than ask for a password on the terminal.")
 @click.version_option(__version__, message="doorbellctl %(version)s")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
@@ -13,9 +14,11 @@ import click
 from ..fds import limits
 from . import child
 from .arguments import complete_peer, region_argument
-from .joining import Command, Duration, join
+from .joining import Attachment, Command, Duration, join
 from .session import Session, pass_session
 
+_HINT = "type help for the words; quit or Ctrl-D ends it (Ctrl-C only drops the line)"
+_SHELLS = ("bash", "dash", "fish", "ksh", "sh", "zsh")
 _ENDS_OPTIONS = ("--exec", "--")
 _COMMAND = "doorbellctl.command"
 
@@ -56,7 +59,7 @@ class _Attach(Command):
 )
 @click.option("--hand-over", is_flag=True, help="CMD gets the connection too, and takes our place.")
 @click.option("--kill-on-disconnect", is_flag=True, help="Send SIGTERM to CMD when the region is gone.")
-@click.option("-v", "--verbose", is_flag=True, help="Without CMD: tell who comes and goes.")
+@click.option("-v", "--verbose", is_flag=True, help="Without CMD: tell who comes and goes, as on a terminal.")
 @pass_session
 @click.pass_context
 def attach(
@@ -128,9 +131,22 @@ def attach(
             if not command:
                 from ..standalone.repl import Repl
 
-                sys.exit(Repl(joined.client, verbose=verbose, again=False).run())
+                there = sys.stdin.isatty() and sys.stdout.isatty()
+                names = {} if joined.host is None else {"host": joined.host}
+                repl = Repl(joined.client, verbose=verbose or there, again=False, names=names, hint=_HINT)
+                sys.exit(repl.run())
+            if sys.stdin.isatty() and os.path.basename(command[0]) in _SHELLS:
+                click.echo(_in_shell(joined), err=True)
             if hand_over:
                 child.hand_over(joined, command, soft_limit)
             sys.exit(child.Child(joined, command, kill=kill_on_disconnect, soft_limit=soft_limit).run())
     except KeyboardInterrupt:
         sys.exit(child.SIGNALLED + signal.SIGINT)
+
+
+def _in_shell(joined: Attachment) -> str:
+    """Say where a person is who gets a prompt of a shell, which looks as before."""
+    return (
+        f"in this shell you are peer {joined.client.id} of {joined.region}: env | grep DOORBELL_ shows how to ring and "
+        "be rung; exit leaves the region"
+    )

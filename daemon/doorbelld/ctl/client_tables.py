@@ -114,7 +114,7 @@ def _facts(name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "State", f"connected since {when(known['since'])}"
         yield ("IVPosition" if is_flat(known) else "ID"), str(known["id"])
         yield "Vectors", f"{known['vectors']} of its own, at most {known['vectors-max']} of each peer"
-        yield "Memory", f"{in_units(known['size'])} ({known['size']} bytes)"
+        yield "Memory", f"{in_units(known['size'])} ({known['size']:,} bytes)"
         yield "Peers", str(len(known["peers"]))
     else:
         yield "State", f"{known['state']}; it {again}"

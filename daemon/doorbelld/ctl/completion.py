@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command completion: prints what makes a shell complete doorbellctl's commands, options and names."""
+"""The command completion: prints what makes a shell complete our programs' commands, options and names."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import click
 
 VARIABLE = "_DOORBELLCTL_COMPLETE"
 PROGRAM = "doorbellctl"
+PROGRAMS = (
+    *(PROGRAM, "doorbelld", "doorbell-client", "doorbell-server"),
+    *("doorbelld-vhost-user-blk", "doorbelld-vhost-user-rng"),
+)
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.argument("of", metavar="[PROGRAM]", type=click.Choice(PROGRAMS), default=PROGRAM)
 @click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
-    r"""Print the completion script for a shell.
+def completion(ctx: click.Context, shell: str, of: str) -> None:
+    r"""Print the completion script for a shell: of doorbellctl, or of another PROGRAM of doorbelld.
 
-    Names of regions, devices, clients and flat devices, IDs of peers and numbers of queues are completed from the
-    running daemon.
+    PROGRAM is doorbelld, doorbell-client, doorbell-server, doorbelld-vhost-user-blk or doorbelld-vhost-user-rng. Those
+    of doorbellctl complete names of regions, devices, clients and flat devices, IDs of peers and numbers of queues from
+    the running daemon.
 
     \b
     Install it:
@@ -29,4 +35,5 @@ def completion(ctx: click.Context, shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(ctx.find_root().command, {}, PROGRAM, VARIABLE).source())
+    variable = VARIABLE if of == PROGRAM else f"_{of.replace('-', '_').upper()}_COMPLETE"  # click's own, of those
+    click.echo(found(ctx.find_root().command, {}, of, variable).source())

@@ -147,7 +147,7 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if device["config-space"]:
         yield "Configuration", _config(device["virtio-id"], bytes.fromhex(device["config-space"]))
     yield "Queues", f"{running(device)} of {len(device['queues'])} run, polled for {device['poll-us']} us"
-    counts = f"{sums['requests']} requests, {in_words(sums['bytes'])}, {sums['errors']} errors"
+    counts = f"{sums['requests']:,} requests, {in_words(sums['bytes'])}, {sums['errors']:,} errors"
     yield "Done", f"{counts}; {sums['in-flight']} in flight"
 
 
@@ -182,6 +182,6 @@ def _config(virtio_id: int, space: bytes) -> str:
     """Write the configuration space: how large a disk is, else the bytes less the zeros at its end."""
     if virtio_id == _BLK:
         sectors = int.from_bytes(space[:8], "little")
-        return f"a disk of {in_words(sectors * _SECTOR)} ({sectors} sectors)"
+        return f"a disk of {in_words(sectors * _SECTOR)} ({sectors:,} sectors)"
     used = space.rstrip(b"\0").hex(" ")
     return f"{len(space)} bytes: {f'{used} and zeros' if used else 'all zeros'}"

@@ -152,10 +152,14 @@ def doctor(session: Session, everything: bool) -> None:
                 _show(title, finding)
         click.echo()
         if count[Level.WRONG]:
-            click.echo(f"{plural(count[Level.WRONG], 'thing')} wrong, {plural(count[Level.HINT], 'hint')}.")
+            click.echo(f"{plural(count[Level.WRONG], 'thing')} wrong{_hints(count)}.")
         else:
-            click.echo(f"Nothing is wrong, {plural(count[Level.HINT], 'hint')}. doorbellctl selftest tries it out.")
+            click.echo(f"Nothing is wrong{_hints(count)}. doorbellctl selftest tries it out.")
     sys.exit(1 if count[Level.WRONG] else 0)
+
+
+def _hints(count: dict[Level, int]) -> str:
+    return f", {plural(count[Level.HINT], 'hint')}" if count[Level.HINT] else ""
 
 
 def _show(title: str, finding: Finding) -> None:

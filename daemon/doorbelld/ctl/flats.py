@@ -204,7 +204,7 @@ def write_register(ctx: click.Context, session: Session, register: int, value: i
 @pass_session
 @click.pass_context
 def watch(ctx: click.Context, session: Session, count: int | None) -> None:
-    """Print each pulse of the interrupt line, until Ctrl-C: the vector that was rung, and how often.
+    """Print each pulse of the interrupt line, until Ctrl-C: when, the vector that was rung, and how often.
 
     None is lost: what comes while the daemon is restarted is told when it is back. With --json each is one object on a
     line of its own.
@@ -215,6 +215,6 @@ def watch(ctx: click.Context, session: Session, count: int | None) -> None:
     from .waiting import Wait
 
     name = _name(ctx)
-    watching = Wait(session, name, "flat", limit=count, begin=f"watching {name}; Ctrl-C ends it")
+    watching = Wait(session, name, "flat", limit=count, begin=f"watching {name}; Ctrl-C ends it", clock=True)
     with contextlib.suppress(Stopped):
         run_until_stopped(lambda: watching.run(None))

@@ -141,7 +141,7 @@ def headline(made: dict[str, Any]) -> str:
     used = made["descriptors"]
     return (
         f"doorbelld {made['version']}, pid {made['pid']}: CPU {cpu}, memory {memory}, "
-        f"{used['in-use']} of {used['limit']} descriptors; {tables.counts(made)}"
+        f"{used['in-use']:,} of {used['limit']:,} descriptors; {tables.counts(made)}"
     )
 
 

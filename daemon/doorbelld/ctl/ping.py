@@ -156,7 +156,9 @@ def _join(session: Session, region: str, word: str) -> tuple[Attachment, int | N
 @click.command(cls=Command)
 @region_argument
 @click.argument("peer", shell_complete=complete_peer)
-@click.option("--count", type=click.IntRange(0), default=0, metavar="N", help="Stop after N rings. Default: Ctrl-C.")
+@click.option(
+    "-c", "--count", type=click.IntRange(0), default=0, metavar="N", help="Stop after N rings. Default: Ctrl-C."
+)
 @click.option(
     "--vector",
     type=click.IntRange(0, UINT16_MAX),
@@ -165,7 +167,8 @@ def _join(session: Session, region: str, word: str) -> tuple[Attachment, int | N
     shell_complete=complete_vector,
     help="Ring and listen there. Default: 0.",
 )
-@click.option("--interval", type=Duration(), default="1s", metavar="TIME", help="Between rings. Default: 1s.")
+@click.option("-i", "--interval", type=Duration(), default="1s", metavar="TIME", help="Between rings. Default: 1s.")
+@click.option("-q", "--quiet", is_flag=True, help="Only sum up at the end.")
 @click.option("--timeout", type=Duration(), default="1s", metavar="TIME", help="For each answer. Default: 1s.")
 @json_option
 @pass_session
@@ -179,6 +182,7 @@ def ping(
     vector: int,
     interval: float,
     timeout: float,
+    quiet: bool,
 ) -> None:
     r"""Measure the way to PEER and back: join REGION, ring PEER, and wait until it rings back.
 
@@ -192,7 +196,7 @@ def ping(
     Examples:
       doorbellctl echo demo &
       doorbellctl ping demo 3
-      doorbellctl ping demo guest1 --vector 1 --count 1000 --interval 0
+      doorbellctl ping demo guest1 --vector 1 -q -c 1000 -i 0
 
     \b
     Exit status:
@@ -211,7 +215,8 @@ def ping(
             )
         if vector >= len(joined.client.doorbells[peer_id]):
             raise Refused(f'region "{region}": {joined.client.missing(peer_id, vector)}')
-        trip = Ping(joined, peer_id, vector, timeout, (lambda words: None) if session.json else click.echo)
+        silent = session.json or quiet
+        trip = Ping(joined, peer_id, vector, timeout, (lambda words: None) if silent else click.echo)
         reason = ""
         try:
             trip.run(count, interval)
@@ -236,7 +241,7 @@ def _sum_up(session: Session, joined: Attachment, peer_id: int, vector: int, fou
         return
     share = f" ({100 * found['lost'] / found['sent']:.3g} %)" if found["sent"] else ""
     click.echo(f"\n--- {joined.region}: peer {peer_id}, vector {vector}")
-    click.echo(f"{plural(found['sent'], 'ring')}, {plural(found['answered'], 'answer')}, {found['lost']} lost{share}")
+    click.echo(f"{plural(found['sent'], 'ring')}, {plural(found['answered'], 'answer')}, {found['lost']:,} lost{share}")
     if found["answered"]:
         times = "/".join(str(found[f"{name}-us"]) for name in ("min", "avg", "p99", "max"))
         click.echo(f"min/avg/p99/max = {times} us")

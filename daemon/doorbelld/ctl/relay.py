@@ -107,10 +107,8 @@ def limit(session: Session, region: str, sender: str, target: str, rate: int | N
         return ends
 
     one, other = session.run(change)
-    said = []
-    if permitted is not None:
-        said.append("may ring" if permitted else "may not ring")
+    verb = "interrupts" if permitted is None else "may ring" if permitted else "may not ring"
+    words = f"peer {one} {verb} peer {other} in {region}"
     if rate is not None:
-        said.append(f"interrupts at most {rate} times a second" if rate else "is not limited in ringing")
-    words = f"peer {one} {' and '.join(said)} peer {other} in {region}"
+        words += "," * (permitted is not None) + (f" at most {rate:,} times a second" if rate else " without a limit")
     session.done(words, region=region, sender=one, target=other, rate=rate, permitted=permitted)

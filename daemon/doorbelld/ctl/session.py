@@ -37,9 +37,17 @@ _NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 class Failure(click.ClickException):
     """What ends a command: a line on standard error, and an exit status of its own."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        context = click.get_current_context(silent=True)
+        self._session = context.find_object(Session) if context else None
+
     def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
+        """Tell it on standard error: in words, or as JSON if that is wanted."""
+        if self._session is not None and self._session.json:
+            click.echo(json.dumps({"error": self.message, "status": self.exit_code}, ensure_ascii=False), err=True)
+        else:
+            click.echo(f"doorbellctl: {self.message}", err=True)
 
 
 class Refused(Failure):
@@ -164,8 +172,12 @@ class Daemon:
             raise Refused(f'device "{device}" has queues 0 to {count - 1}, not {queue}') from None
 
     async def describe(self) -> dict[str, Any]:
-        """Everything there is, as plain values, whose keys are spelled as in the configuration."""
-        return dict(json.loads(await self.call("Describe")))
+        """Everything there is, as plain values, whose keys are spelled as in the configuration; peers by their ID."""
+        known = dict(json.loads(await self.call("Describe")))
+        for kinds in ("regions", "clients", "flats"):
+            for one in known[kinds].values():
+                one["peers"].sort(key=lambda peer: peer["id"])
+        return known
 
     async def one(self, kind: str, name: str) -> dict[str, Any]:
         """One thing of `describe`, of one of `KINDS`.
@@ -301,5 +313,5 @@ def validate_bus(_: click.Context, __: click.Parameter, value: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count with its noun: 1 peer, 2 peers."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    """Write a count with its noun: 1 peer, 2,000 peers."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -67,7 +67,7 @@ def overview(known: dict[str, Any], address: str) -> None:
     peers = sum(len(region["peers"]) for region in regions.values())
     used, limit = known["descriptors"]["in-use"], known["descriptors"]["limit"]
     where = address.removeprefix("unix:path=")
-    click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used} of {limit} descriptors in use")
+    click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used:,} of {limit:,} descriptors in use")
     click.echo()
     if not any(known[kinds] for kinds in ("regions", "devices", "clients", "flats")):
         click.echo(_NOTHING_YET)
@@ -131,16 +131,20 @@ configuration (/etc/doorbelld/doorbelld.toml, then doorbellctl reload)."""
 
 def peers_of(region: dict[str, Any]) -> None:
     """Print the peers of a region, in full."""
-    table(
-        _PEERS_OF_ONE,
-        (
-            [
-                *(p["id"], p["vm"] or NONE, p["pid"], p["uid"], p["gid"], p["unit"] or NONE),
-                *(p["vectors"], Since(p["since"]), p["backlog"]),
-            ]
-            for p in region["peers"]
-        ),
-    )
+    table(_PEERS_OF_ONE, map(_peer, region["peers"]))
+
+
+def peers_of_all(regions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the peers of all *regions*, in full."""
+    shape = Shape(("REGION", *_PEERS_OF_ONE.headings), _PEERS_OF_ONE.drop)
+    table(shape, ([name, *_peer(peer)] for name, region in regions.items() for peer in region["peers"]))
+
+
+def _peer(p: Mapping[str, Any]) -> list[object]:
+    return [
+        *(p["id"], p["vm"] or NONE, p["pid"], p["uid"], p["gid"], p["unit"] or NONE),
+        *(p["vectors"], Since(p["since"]), p["backlog"]),
+    ]
 
 
 def status(name: str, region: dict[str, Any]) -> None:
@@ -151,12 +155,12 @@ def status(name: str, region: dict[str, Any]) -> None:
         "Region": name,
         "Socket": region["socket"],
         "Access": access(region),
-        "Size": f"{in_units(region['size'])} ({region['size']} bytes)",
+        "Size": f"{in_units(region['size'])} ({region['size']:,} bytes)",
         "Vectors": f"{region['vectors']} per peer",
         "Backing": region["backing"],
-        "Peers": f"{len(region['peers'])} of at most {region['max-peers']}, IDs from {region['first-id']}",
+        "Peers": f"{len(region['peers'])} of at most {region['max-peers']:,}, IDs from {region['first-id']}",
         "Host peer": f"ID {region['host-peer-id']}" if host else "none",
-        "Host rings": f"{sum(region['host-rings'])}{_where(region['host-rings'])}" if host else NONE,
+        "Host rings": f"{sum(region['host-rings']):,}{_where(region['host-rings'])}" if host else NONE,
         "Stall limit": stall,
     }
     facts(known)
@@ -185,9 +189,9 @@ def access(known: Mapping[str, Any]) -> str:
 
 def pending_in_words(pending: Sequence[int]) -> str:
     """Write how many rings wait for a peer, and at which vectors."""
-    return f"{sum(pending)}{_where(pending)}"
+    return f"{sum(pending):,}{_where(pending)}"
 
 
 def _where(counts: Sequence[int]) -> str:
-    some = ", ".join(f"vector {vector}: {count}" for vector, count in enumerate(counts) if count)
+    some = ", ".join(f"vector {vector}: {count:,}" for vector, count in enumerate(counts) if count)
     return f" ({some})" if some else ""
