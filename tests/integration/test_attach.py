@@ -21,7 +21,7 @@ from support.daemon import BIN, DEADLINE, Daemon
 from support.dbusclient import until
 from support.needs import require
 
-from .test_ctl import VECTORS, Ctl, complete, ctl, daemon, region
+from .test_ctl import VECTORS, Ctl, complete, ctl, daemon, guest, region
 from .test_ctl_live import Running
 from .test_restart import Site, site
 
@@ -433,6 +433,39 @@ def test_completion(daemon: Daemon, ctl: Ctl, region: str) -> None:
         assert complete(ctl, "ping", region, "0", "--vector", "") == ["0", "1", "2"]
         assert complete(ctl, "echo", region, "--to", "") == ["0"]
         assert region in complete(ctl, "bench", "")
+
+
+# Names that processes give themselves
+
+
+def test_name_of_attached_process_is_shown_and_taken_for_it(daemon: Daemon, ctl: Ctl, region: str) -> None:
+    with start(ctl, region, "raw", "--name", "worker").greet() as child:
+        (peer,) = ctl.json("peers", region, "--json")
+        assert (peer["vm"], peer["label"], peer["program"]) == ("", "worker", "doorbellctl")
+        assert re.search(r"^ +0  worker \(doorbellctl\) ", ctl("peers", region), re.M)
+        assert "peer 0" in ctl("notify", region, "worker", 1)
+        child.tell("take", 1)
+        said = ctl.refused("disconnect", region, "worker")
+        assert f'worker (pid {peer["pid"]}), peer 0 of region "{region}"' in said
+        assert ctl("attach", region, "--wait-for", "worker", "--timeout", "10s", "--exec", "echo", "there") == "there\n"
+
+
+def test_name_of_attached_process_does_not_pass_rule_for_vm(daemon: Daemon, ctl: Ctl) -> None:
+    ctl("create", "ruled", "--size", "64K", "--set", 'peer=[{match={vm="guest1"}}]')
+    try:
+        assert "no rule" in ctl.refused("attach", "ruled", "--name", "guest1", "--exec", "true")
+    finally:
+        ctl("remove", "ruled", "--yes")
+
+
+def test_vm_goes_before_process_of_the_same_name(daemon: Daemon, ctl: Ctl, region: str) -> None:
+    with start(ctl, region, "raw", "--name", "guest1").greet(), guest(daemon, region, "guest1"):
+        assert "peer 1" in ctl("notify", region, "guest1", 0)
+
+
+@pytest.mark.parametrize("name", ["7", "host:x", "a b", "x" * 65, "\x1b[2J"])
+def test_name_that_is_none_is_refused(ctl: Ctl, region: str, name: str) -> None:
+    assert "is no name" in ctl.refused("attach", region, "--name", name, "--exec", "true")
 
 
 # The examples in docs/attach.md, as they are written there

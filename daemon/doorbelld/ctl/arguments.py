@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import peernames
 from .session import KINDS, WORDS, Daemon, F
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> li
 
     named = _named(ctx)
     peers = [
-        *((peer["id"], peer["vm"] or f"pid {peer['pid']}") for peer in named["region"].get("peers", [])),
+        *((peer["id"], peernames.sentence(peer)) for peer in named["region"].get("peers", [])),
         *((peer["id"], f"{peer['vectors']} vectors") for peer in named["client"].get("peers", [])),
     ]
     return [

@@ -57,6 +57,9 @@ class _Attach(Command):
 @click.option(
     "--timeout", type=Duration(), metavar="TIME", help="Give up waiting after so long: 30s, 5min. Default: never."
 )
+@click.option(
+    "--name", "own_name", default="", metavar="NAME", help="What others may call us, where they can name a VM."
+)
 @click.option("--hand-over", is_flag=True, help="CMD gets the connection too, and takes our place.")
 @click.option("--kill-on-disconnect", is_flag=True, help="Send SIGTERM to CMD when the region is gone.")
 @click.option("-v", "--verbose", is_flag=True, help="Without CMD: tell who comes and goes, as on a terminal.")
@@ -66,6 +69,7 @@ def attach(
     ctx: click.Context,
     session: Session,
     region: str,
+    own_name: str,
     wait_for: tuple[str, ...],
     peers: int,
     timeout: float | None,
@@ -92,6 +96,9 @@ def attach(
     rings; reads what the region says, so later joins are not told to CMD; sends signals on; and ends as CMD does.
     When the region is removed, or we are disconnected, CMD goes on with the memory unless --kill-on-disconnect says
     otherwise.
+
+    With --name the tables show that name, and notify, disconnect, --wait-for and others take it for us. Nobody vouches
+    for it, so rules of a region, which match VMs, do not see it.
 
     With --hand-over, CMD takes the place of doorbellctl, gets the real eventfds, which do not block, and must read
     the connection, on which later joins and leaves come: for programs that poll. In Python Client.from_environment()
@@ -125,7 +132,7 @@ def attach(
     limits.raise_to_hard()
     try:
         joined = session.run(
-            lambda daemon: join(daemon, region, wait_for=wait_for, peers=peers, seconds=timeout or None)
+            lambda daemon: join(daemon, region, name=own_name, wait_for=wait_for, peers=peers, seconds=timeout or None)
         )
         with joined.client:
             if not command:

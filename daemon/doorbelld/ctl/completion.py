@@ -14,11 +14,21 @@ PROGRAMS = (
 )
 
 
+def _check_program(_: click.Context, __: click.Parameter, value: str) -> str:
+    if value not in PROGRAMS:
+        raise click.BadParameter(f'"{value}" is no program of doorbelld; there are: {", ".join(PROGRAMS)}')
+    return value
+
+
+def _complete_program(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [program for program in PROGRAMS if program.startswith(incomplete)]
+
+
 @click.command()
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
-@click.argument("of", metavar="[PROGRAM]", type=click.Choice(PROGRAMS), default=PROGRAM)
+@click.argument("program", default=PROGRAM, callback=_check_program, shell_complete=_complete_program)
 @click.pass_context
-def completion(ctx: click.Context, shell: str, of: str) -> None:
+def completion(ctx: click.Context, shell: str, program: str) -> None:
     r"""Print the completion script for a shell: of doorbellctl, or of another PROGRAM of doorbelld.
 
     PROGRAM is doorbelld, doorbell-client, doorbell-server, doorbelld-vhost-user-blk or doorbelld-vhost-user-rng. Those
@@ -35,5 +45,7 @@ def completion(ctx: click.Context, shell: str, of: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    variable = VARIABLE if of == PROGRAM else f"_{of.replace('-', '_').upper()}_COMPLETE"  # click's own, of those
-    click.echo(found(ctx.find_root().command, {}, of, variable).source())
+    variable = (
+        VARIABLE if program == PROGRAM else f"_{program.replace('-', '_').upper()}_COMPLETE"
+    )  # click's own, of those
+    click.echo(found(ctx.find_root().command, {}, program, variable).source())

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import tables
+from . import peernames, tables
 from .layout import NONE, Shape, when
 from .process import in_words
 
@@ -52,7 +52,7 @@ def front_end(device: Mapping[str, Any]) -> str:
     """Name the front-end: its VM, its process; nothing where there is none."""
     if (who := device["front-end"]) is None:
         return NONE
-    return f"{who['vm']} ({who['pid']})" if who["vm"] else f"pid {who['pid']}"
+    return f"{who['vm']} ({who['pid']})" if who["vm"] else peernames.sentence(who)
 
 
 def overview(devices: Mapping[str, Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import device_tables, tables
+from . import device_tables, peernames, tables
 from .layout import NONE, Shape, Since
 from .process import Usage, in_words
 
@@ -22,7 +22,7 @@ _REGIONS = Shape(
     ("BY VECTOR", ">LEAVES/S", ">JOINS/S", ">RINGS", ">BACKLOG"),
 )
 _PEERS = Shape(
-    ("REGION", ">PEER", "VM", ">PID", ">VECTORS", "SINCE", ">BACKLOG", ">SENT/S", ">RECEIVED/S"),
+    ("REGION", ">PEER", "VM (PROGRAM)", ">PID", ">VECTORS", "SINCE", ">BACKLOG", ">SENT/S", ">RECEIVED/S"),
     (">RECEIVED/S", ">SENT/S", ">VECTORS", ">PID", "SINCE", ">BACKLOG"),
 )
 _DEVICES = Shape(
@@ -171,7 +171,7 @@ def peer_rows(made: dict[str, Any]) -> list[list[object]]:
     peers.sort(key=lambda item: (-item[1]["backlog"], -(item[1].get("sent-per-second") or 0), item[0], item[1]["id"]))
     return [
         [
-            *(name, p["id"], p["vm"] or NONE, p["pid"], p["vectors"], Since(p["since"]), p["backlog"]),
+            *(name, p["id"], peernames.cell(p), p["pid"], p["vectors"], Since(p["since"]), p["backlog"]),
             *(_rate(p.get("sent-per-second")), _rate(p.get("received-per-second"))),
         ]
         for name, p in peers

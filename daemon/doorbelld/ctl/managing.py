@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
+from . import peernames
 from .arguments import (
     complete_device,
     complete_name,
@@ -235,10 +236,10 @@ def _connected(kind: str, known: dict[str, Any]) -> str:
         return ""
     if kind == "device":
         who = known["front-end"]
-        return f"a front-end ({who['vm'] or 'pid ' + str(who['pid'])})" if who else ""
+        return f"a front-end ({peernames.sentence(who)})" if who else ""
     if not known["peers"]:
         return ""
-    names = ", ".join(peer["vm"] or f"pid {peer['pid']}" for peer in known["peers"][:5])
+    names = ", ".join(peernames.sentence(peer) for peer in known["peers"][:5])
     return f"{plural(len(known['peers']), 'peer')} ({names}{', ...' * (len(known['peers']) > 5)})"
 
 

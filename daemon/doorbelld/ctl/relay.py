@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..ivshmem.table import RATE_MAX
-from . import tables
+from . import peernames, tables
 from .arguments import complete_peer, region_argument
 from .layout import Shape
 from .session import Daemon, Session, json_option, pass_session, table_option
@@ -50,7 +50,7 @@ def pairs(session: Session, region: str) -> None:
     if session.json:
         session.emit(made)
         return
-    names = {peer["id"]: peer["vm"] or "-" for peer in known["peers"]}
+    names = {peer["id"]: peernames.cell(peer) for peer in known["peers"]}
     if known["host-peer"]:
         names[known["host-peer-id"]] = "host"
     if not made:

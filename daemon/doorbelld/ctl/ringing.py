@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from . import peernames
 from .arguments import (
     complete_one_of,
     complete_peer,
@@ -179,8 +180,8 @@ def _peer_again(region: str, peer_id: int, known: dict[str, Any]) -> str:
     peer = next((peer for peer in known["peers"] if peer["id"] == peer_id), None)
     if peer is None:
         return ""
-    who, again = (peer["vm"], "restarts") if peer["vm"] else (f"pid {peer['pid']}", "connects again")
-    return f'{who}, peer {peer_id} of region "{region}", is a peer again when it {again}'
+    again = "restarts" if peer["vm"] else "connects again"
+    return f'{peernames.sentence(peer)}, peer {peer_id} of region "{region}", is a peer again when it {again}'
 
 
 def _front_end_again(device: str, known: dict[str, Any]) -> str:
@@ -188,6 +189,6 @@ def _front_end_again(device: str, known: dict[str, Any]) -> str:
     if (who := known["front-end"]) is None:
         return ""
     return (
-        f'{who["vm"] or "pid " + str(who["pid"])}, the front-end of device "{device}", has no device until it connects '
-        "again (QEMU does so if its chardev has reconnect=)"
+        f'{peernames.sentence(who)}, the front-end of device "{device}", has no device until it connects again (QEMU '
+        "does so if its chardev has reconnect=)"
     )

@@ -237,7 +237,7 @@ class Daemon:
         return found[0] if len(found) == 1 else (await self.find(name, None, among))[0]
 
     async def peer_id(self, region: str, word: str, kind: str = "region") -> int:
-        """Read a peer: its ID, ``host``, or the name of its VM; of a client's peers only the ID is known."""
+        """Read a peer: its ID, ``host``, or a name (see `peernames`); of a client's peers only the ID is known."""
         if word.isascii() and word.isdecimal() and int(word) <= UINT16_MAX:
             return int(word)
         if kind == "client":
@@ -248,10 +248,12 @@ class Daemon:
             if not known["host-peer"]:
                 raise Refused(f'region "{region}" has no host peer; make it with --host-peer')
             return int(known["host-peer-id"])
-        ids = [int(peer["id"]) for peer in known["peers"] if peer["vm"] == word]
+        from . import peernames
+
+        ids = peernames.named(known["peers"], word)
         if len(ids) == 1:
             return ids[0]
-        there = ", ".join(f"{peer['id']} ({peer['vm'] or 'no name'})" for peer in known["peers"]) or "nobody"
+        there = ", ".join(f"{peer['id']} ({peernames.sentence(peer)})" for peer in known["peers"]) or "nobody"
         cause = f'several peers called "{word}"' if ids else f'no peer "{word}"'
         raise Refused(f'region "{region}" has {cause}; connected: {there}')
 

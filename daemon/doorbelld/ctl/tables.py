@@ -13,17 +13,20 @@ from typing import Any
 import click
 
 from ..ivshmem.spec import in_units
+from . import peernames
 from .layout import NONE, Shape, Since, lay_out
 from .session import Session, plural
 
 _REGIONS = Shape(("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"), (">VECTORS", ">SIZE", ">PEERS"), path=True)
-_PEERS = Shape(("REGION", ">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG"), (">UID", ">PID", "SINCE", ">BACKLOG"))
+_PEERS = Shape(
+    ("REGION", ">PEER", "VM (PROGRAM)", ">PID", ">UID", "SINCE", ">BACKLOG"), (">UID", ">PID", "SINCE", ">BACKLOG")
+)
 _PEERS_OF_ONE = Shape(
-    (">PEER", "VM", ">PID", ">UID", ">GID", "UNIT", ">VECTORS", "SINCE", ">BACKLOG"),
+    (">PEER", "VM (PROGRAM)", ">PID", ">UID", ">GID", "UNIT", ">VECTORS", "SINCE", ">BACKLOG"),
     (">GID", ">UID", ">VECTORS", ">PID", "SINCE", ">BACKLOG", "UNIT"),
 )
 _PEERS_IN_DETAIL = Shape(
-    (">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG", "PENDING"), (">UID", ">PID", "SINCE", ">BACKLOG")
+    (">PEER", "VM (PROGRAM)", ">PID", ">UID", "SINCE", ">BACKLOG", "PENDING"), (">UID", ">PID", "SINCE", ">BACKLOG")
 )
 
 
@@ -110,7 +113,7 @@ def _overview_of_regions(regions: Mapping[str, Mapping[str, Any]], peers: int) -
     table(
         _PEERS,
         (
-            [name, p["id"], p["vm"] or NONE, p["pid"], p["uid"], Since(p["since"]), p["backlog"]]
+            [name, p["id"], peernames.cell(p), p["pid"], p["uid"], Since(p["since"]), p["backlog"]]
             for name, region in regions.items()
             for p in region["peers"]
         ),
@@ -142,7 +145,7 @@ def peers_of_all(regions: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _peer(p: Mapping[str, Any]) -> list[object]:
     return [
-        *(p["id"], p["vm"] or NONE, p["pid"], p["uid"], p["gid"], p["unit"] or NONE),
+        *(p["id"], peernames.cell(p), p["pid"], p["uid"], p["gid"], p["unit"] or NONE),
         *(p["vectors"], Since(p["since"]), p["backlog"]),
     ]
 
@@ -172,7 +175,7 @@ def status(name: str, region: dict[str, Any]) -> None:
         _PEERS_IN_DETAIL,
         (
             [
-                *(p["id"], p["vm"] or NONE, p["pid"], p["uid"], Since(p["since"]), p["backlog"]),
+                *(p["id"], peernames.cell(p), p["pid"], p["uid"], Since(p["since"]), p["backlog"]),
                 pending_in_words(p["pending"]),
             ]
             for p in region["peers"]

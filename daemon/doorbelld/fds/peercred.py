@@ -20,6 +20,7 @@ from dataclasses import dataclass
 _UCRED = struct.Struct("iII")
 _READ_MAX = 1 << 16
 _MACHINE = re.compile(r"machine-qemu(?:-\d+)?-(.+)\.scope$")
+_INTERPRETER = re.compile(rb"(python|perl|ruby|node|bash|dash|sh)[\d.]*")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -37,6 +38,8 @@ class Credentials:
     unit: str = ""
     program: str = ""
     """Base name of what it runs."""
+    label: str = ""
+    """What it calls itself, if it attached over D-Bus and said so. Nothing vouches for that, so no rule looks at it."""
 
     @property
     def identity(self) -> str:
@@ -59,8 +62,20 @@ def identify(sock: socket.socket) -> Credentials:
     known = credentials(sock)
     unit, machine = _unit(_read(f"/proc/{known.pid}/cgroup"))
     argv = _read(f"/proc/{known.pid}/cmdline").split(b"\0")
-    program = _printable(os.path.basename(argv[0]))
-    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program)
+    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program_of(argv))
+
+
+def program_of(argv: list[bytes]) -> str:
+    """Give the base name of the program in a command line; of an interpreter that runs a script, that of the script."""
+    program, script = (*map(os.path.basename, argv[:2]), b"", b"")[:2]
+    if _INTERPRETER.fullmatch(program) and script and not script.startswith(b"-"):
+        program = script
+    return _printable(program)
+
+
+def process_name(pid: int) -> str:
+    """Give the name of a process as ps(1) shows it (/proc/PID/comm); empty if it is gone."""
+    return _printable(_read(f"/proc/{pid}/comm").rstrip(b"\n")) if pid > 0 else ""
 
 
 def vm_name_of(argv: list[bytes]) -> str:

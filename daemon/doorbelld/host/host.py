@@ -41,7 +41,7 @@ from ..ivshmem.spec import RegionSpec
 from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
 from .clients import CLIENT, FLAT, Dock
-from .describe import describe_client, describe_device, describe_region
+from .describe import describe_client, describe_device, describe_region, name_our_own
 from .events import DeviceAdded, DeviceRemoved, HostEvent, RegionAdded, RegionChanged, RegionRemoved
 from .remains import Remains, Unusable, numbers_in
 
@@ -437,10 +437,12 @@ class Host:
 
     def describe(self) -> dict[str, Any]:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
-        return {
+        known = {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
             "regions": {name: describe_region(region) for name, region in sorted(self.regions.items())},
             "devices": {name: describe_device(device) for name, device in sorted(self.devices.items())},
             "clients": {name: describe_client(client) for name, client in sorted(self.clients.items())},
             "flats": {name: describe_client(flat) for name, flat in sorted(self.flats.items())},
         }
+        name_our_own(known)
+        return known
