@@ -385,7 +385,7 @@ def test_a_restart_of_the_daemon_is_not_noticed(site: Site, way: tuple[str, ...]
     site.configure(f'[region.demo]\nsize = "64K"\nvectors = {VECTORS}\n')
     site.manage().start()
     ctl = Ctl(site.bus)
-    with Client(site.path()) as other, start(ctl, "demo", "client", *way).greet() as child:
+    with Client(site.path()) as other, start(ctl, "demo", "client", "--name", "w", *way).greet() as child:
         knows(other, child.id)
         other.memory[0:5] = b"still"
         for turn, number in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
@@ -393,6 +393,7 @@ def test_a_restart_of_the_daemon_is_not_noticed(site: Site, way: tuple[str, ...]
             site.systemd.restart(number)
             site.client()
             assert peers(ctl, "demo") == [other.id, child.id]
+            assert [peer["label"] for peer in ctl.json("peers", "demo", "--json")] == ["", "w"]
             assert child.ask("take", 0) == 1
             child.ask("ring", other.id, 1)
             assert hears(other, 1) == 1

@@ -750,6 +750,7 @@ def complete(ctl: Ctl, *words: str, **environment: str) -> list[str]:
 
 def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert complete(ctl, "sta") == ["status"]
+    assert complete(ctl, "help", "sta") == ["status"]
     assert sorted(complete(ctl, "status", "")) == sorted(["demo", region])
     with join(daemon, region), join(daemon, region):
         assert complete(ctl, "notify", region, "") == ["0", "1"]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from .. import __version__
@@ -21,8 +23,14 @@ def list(session: Session) -> None:
     overview(session)
 
 
+def _complete_command(ctx: click.Context, _: click.Parameter, incomplete: str) -> Sequence[str]:
+    root = ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    return [name for name in root.command.list_commands(root) if name.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("command", required=False, default="")
+@click.argument("command", required=False, default="", shell_complete=_complete_command)
 @click.pass_context
 def help(ctx: click.Context, command: str) -> None:
     """Print the help of doorbellctl, or of a COMMAND, as its --help does."""
