@@ -113,7 +113,7 @@ def test_devices_and_queues_count_what_is_done(ctl: Ctl, daemon: Daemon) -> None
         assert frontend.request(second, b"x", 1) == b"x"
         said = ctl("devices")
         made, idle = (ctl.json("queues", "loop", "--json")[index] for index in (0, 2))
-        assert re.search(rf"^loop +loopback +running +pid {os.getpid()} +2/3 ", said, re.M)
+        assert re.search(rf"^loop +loopback +running +\S+ \(pid {os.getpid()}\) +2/3 ", said, re.M)
         requests = sum(queue["requests"] for queue in ctl.json("devices", "--json")["loop"]["queues"])
         assert requests - sum(queue["requests"] for queue in before["queues"]) == 4
         assert (made["index"], made["size"], made["enabled"], made["started"]) == (0, 64, True, True)

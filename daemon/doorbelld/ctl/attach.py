@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -142,13 +143,18 @@ def attach(
                 names = {} if joined.host is None else {"host": joined.host}
                 repl = Repl(joined.client, verbose=verbose or there, again=False, names=names, hint=_HINT)
                 sys.exit(repl.run())
-            if sys.stdin.isatty() and os.path.basename(command[0]) in _SHELLS:
+            if sys.stdin.isatty() and _is_prompt(command):
                 click.echo(_in_shell(joined), err=True)
             if hand_over:
                 child.hand_over(joined, command, soft_limit)
             sys.exit(child.Child(joined, command, kill=kill_on_disconnect, soft_limit=soft_limit).run())
     except KeyboardInterrupt:
         sys.exit(child.SIGNALLED + signal.SIGINT)
+
+
+def _is_prompt(command: Sequence[str]) -> bool:
+    """Tell whether *command* is a shell without a script, at which a person will type."""
+    return os.path.basename(command[0]) in _SHELLS and all(word.startswith("-") for word in command[1:])
 
 
 def _in_shell(joined: Attachment) -> str:
