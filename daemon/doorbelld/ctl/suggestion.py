@@ -15,7 +15,7 @@ from typing import Any
 from .session import KINDS, WORDS
 
 DESTRUCTIVE = frozenset(
-    ("remove", "remove-device", "remove-client", "remove-flat", "disconnect", "reset", "reload", "write")
+    ("remove", "remove-device", "remove-client", "remove-flat", "disconnect", "reset", "reload", "write", "clear")
 )
 """Commands that take something away from somebody."""
 _SYNONYMS = {"interrupt": "notify", "remove-region": "remove", "create-region": "create"}
