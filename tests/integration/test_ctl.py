@@ -404,11 +404,11 @@ def test_second_daemon_that_fails_leaves_no_directory(short_path: Path) -> None:
     with Daemon(short_path) as daemon:
         before = sorted(os.listdir(daemon.runtime))
         daemon.write_config("[region.other]\n[region.demo]\n")
-        command = [BIN / "doorbelld", "--config", daemon.config, "--bus", "private"]
-        done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
-        assert done.returncode == os.EX_CANTCREAT, done.stderr
-        assert b"demo/socket: a live server" in done.stderr + done.stdout
-        assert sorted(os.listdir(daemon.runtime)) == before
+        for bus in ("private", daemon.bus):
+            command = [BIN / "doorbelld", "--config", daemon.config, "--bus", bus]
+            done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
+            assert done.returncode in (os.EX_CANTCREAT, os.EX_UNAVAILABLE), done.stderr
+            assert sorted(os.listdir(daemon.runtime)) == before
 
 
 def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
