@@ -20,7 +20,6 @@ from dataclasses import dataclass
 _UCRED = struct.Struct("iII")
 _READ_MAX = 1 << 16
 _MACHINE = re.compile(r"machine-qemu(?:-\d+)?-(.+)\.scope$")
-_INTERPRETER = re.compile(rb"(python|perl|ruby|node|bash|dash|sh)[\d.]*")
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -62,15 +61,8 @@ def identify(sock: socket.socket) -> Credentials:
     known = credentials(sock)
     unit, machine = _unit(_read(f"/proc/{known.pid}/cgroup"))
     argv = _read(f"/proc/{known.pid}/cmdline").split(b"\0")
-    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program_of(argv))
-
-
-def program_of(argv: list[bytes]) -> str:
-    """Give the base name of the program in a command line; of an interpreter that runs a script, that of the script."""
-    program, script = (*map(os.path.basename, argv[:2]), b"", b"")[:2]
-    if _INTERPRETER.fullmatch(program) and script and not script.startswith(b"-"):
-        program = script
-    return _printable(program)
+    program = _printable(os.path.basename(argv[0]))
+    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program)
 
 
 def process_name(pid: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from doorbelld.fds import peercred
-from doorbelld.fds.peercred import Credentials, credentials, identify, process_name, program_of, vm_name_of
+from doorbelld.fds.peercred import Credentials, credentials, identify, process_name, vm_name_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,22 +75,6 @@ def test_unit_and_machine(monkeypatch: pytest.MonkeyPatch, cgroup: str, unit: st
 def test_a_process_that_is_gone_is_unknown() -> None:
     assert peercred._read("/proc/0/cgroup") == b""
     assert peercred._read("/proc/self") == b""
-
-
-@pytest.mark.parametrize(
-    ("argv", "program"),
-    [
-        ([b"/usr/bin/qemu-system-x86_64", b"-S", b""], "qemu-system-x86_64"),
-        ([b"/usr/bin/python3.11", b"/srv/worker.py", b""], "worker.py"),
-        ([b"python3", b"-m", b"worker"], "python3"),
-        ([b"bash", b""], "bash"),
-        ([b""], ""),
-        ([], ""),
-        ([b"\xff\x1b[2J"], "\ufffd?[2J"),
-    ],
-)
-def test_program_is_that_of_the_command_line_or_the_script(argv: list[bytes], program: str) -> None:
-    assert program_of(argv) == program
 
 
 def test_process_name_is_what_ps_shows() -> None:
