@@ -113,6 +113,10 @@ class BusUnavailable(DoorbellError):
     """The D-Bus message bus can't be reached or refuses the name."""
 
 
+class BusForbidden(BusUnavailable):
+    """The message bus belongs to another user, and does not let us in."""
+
+
 class StateMismatch(DoorbellError):
     """Exported state does not fit what it is to be restored into."""
 

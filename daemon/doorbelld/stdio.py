@@ -18,7 +18,7 @@ O_NONBLOCK belongs to the open file description, which the shell and other proce
   writes to the descriptor, and waits if it must.
 - everything else, such as a file: write(2). A file never says EAGAIN; a slow file system is waited for.
 
-docs/decisions/0011-log.md says what else was considered.
+docs/decisions/0012-log.md says what else was considered.
 """
 
 from __future__ import annotations

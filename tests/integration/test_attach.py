@@ -21,7 +21,7 @@ from support.daemon import BIN, DEADLINE, Daemon
 from support.dbusclient import until
 from support.needs import require
 
-from .test_ctl import VECTORS, Ctl, complete, ctl, daemon, region
+from .test_ctl import VECTORS, Ctl, complete, ctl, daemon, guest, region
 from .test_ctl_live import Running
 from .test_restart import Site, site
 
@@ -347,7 +347,7 @@ def test_the_region_is_removed(ctl: Ctl, region: str, kind: str) -> None:
 def test_who_waits_for_a_ring_is_woken_at_the_end(ctl: Ctl, region: str) -> None:
     with start(ctl, region, "raw").greet() as child:
         child.tell("take", 1)
-        ctl("disconnect", region, child.id)
+        ctl("disconnect", region, child.id, "--yes")
         assert child.answer() == 1
         assert child.ask("gone") is True
         assert child.ask("take", 2) == 1
@@ -362,7 +362,7 @@ def test_the_region_is_removed_after_the_place_was_handed_over(ctl: Ctl, region:
 
 def test_a_command_that_shall_not_outlive_the_region(ctl: Ctl, region: str) -> None:
     with start(ctl, region, "raw", "--kill-on-disconnect").greet() as child:
-        ctl("disconnect", region, child.id)
+        ctl("disconnect", region, child.id, "--yes")
         assert child.status() == SIGNALLED + signal.SIGTERM
         assert "SIGTERM" in child.complaint()
 
@@ -385,7 +385,7 @@ def test_a_restart_of_the_daemon_is_not_noticed(site: Site, way: tuple[str, ...]
     site.configure(f'[region.demo]\nsize = "64K"\nvectors = {VECTORS}\n')
     site.manage().start()
     ctl = Ctl(site.bus)
-    with Client(site.path()) as other, start(ctl, "demo", "client", *way).greet() as child:
+    with Client(site.path()) as other, start(ctl, "demo", "client", "--name", "w", *way).greet() as child:
         knows(other, child.id)
         other.memory[0:5] = b"still"
         for turn, number in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
@@ -393,6 +393,7 @@ def test_a_restart_of_the_daemon_is_not_noticed(site: Site, way: tuple[str, ...]
             site.systemd.restart(number)
             site.client()
             assert peers(ctl, "demo") == [other.id, child.id]
+            assert [peer["label"] for peer in ctl.json("peers", "demo", "--json")] == ["", "w"]
             assert child.ask("take", 0) == 1
             child.ask("ring", other.id, 1)
             assert hears(other, 1) == 1
@@ -433,6 +434,39 @@ def test_completion(daemon: Daemon, ctl: Ctl, region: str) -> None:
         assert complete(ctl, "ping", region, "0", "--vector", "") == ["0", "1", "2"]
         assert complete(ctl, "echo", region, "--to", "") == ["0"]
         assert region in complete(ctl, "bench", "")
+
+
+# Names that processes give themselves
+
+
+def test_name_of_attached_process_is_shown_and_taken_for_it(daemon: Daemon, ctl: Ctl, region: str) -> None:
+    with start(ctl, region, "raw", "--name", "worker").greet() as child:
+        (peer,) = ctl.json("peers", region, "--json")
+        assert (peer["vm"], peer["label"], peer["program"]) == ("", "worker", "doorbellctl")
+        assert re.search(r"^ +0  worker \(doorbellctl\) ", ctl("peers", region), re.M)
+        assert "peer 0" in ctl("notify", region, "worker", 1)
+        child.tell("take", 1)
+        said = ctl.refused("disconnect", region, "worker")
+        assert f'worker (pid {peer["pid"]}), peer 0 of region "{region}"' in said
+        assert ctl("attach", region, "--wait-for", "worker", "--timeout", "10s", "--exec", "echo", "there") == "there\n"
+
+
+def test_name_of_attached_process_does_not_pass_rule_for_vm(daemon: Daemon, ctl: Ctl) -> None:
+    ctl("create", "ruled", "--size", "64K", "--set", 'peer=[{match={vm="guest1"}}]')
+    try:
+        assert "no rule" in ctl.refused("attach", "ruled", "--name", "guest1", "--exec", "true")
+    finally:
+        ctl("remove", "ruled", "--yes")
+
+
+def test_vm_goes_before_process_of_the_same_name(daemon: Daemon, ctl: Ctl, region: str) -> None:
+    with start(ctl, region, "raw", "--name", "guest1").greet(), guest(daemon, region, "guest1"):
+        assert "peer 1" in ctl("notify", region, "guest1", 0)
+
+
+@pytest.mark.parametrize("name", ["7", "host:x", "a b", "x" * 65, "\x1b[2J"])
+def test_name_that_is_none_is_refused(ctl: Ctl, region: str, name: str) -> None:
+    assert "is no name" in ctl.refused("attach", region, "--name", name, "--exec", "true")
 
 
 # The examples in docs/attach.md, as they are written there
@@ -478,6 +512,29 @@ def test_an_example_works(
             assert [child.line() for _ in range(2)] == ["rung, times:                    1"] * 2
         if language == "python":
             assert child.line() == "the region is gone"
+
+
+@pytest.mark.parametrize("language", ["c", "bash", "python"])
+def test_example_and_echo_do_not_ring_each_other_for_ever(
+    daemon: Daemon, ctl: Ctl, region: str, example: dict[str, list[str]], language: str
+) -> None:
+    def answers() -> int:
+        return int(ctl.json("status", region, "--json")["host-rings"][0])  # an echo does not ring the host
+
+    with Client(daemon.socket(region)) as other, Running(ctl, "echo", region) as echo:
+        assert "rings everybody else back" in echo.line()
+        with Running(ctl, "attach", region, "--exec", *example[language]) as child:
+            try:
+                knows(other, 1, 2)
+                for number in range(3):
+                    other.memory[0:1] = b"abc"[number : number + 1]
+                    other.notify(2, 0)
+                    until(lambda: answers() > number, "an answer")  # noqa: B023
+                    other.notify(1, 0)  # the echo rings the example
+                    assert answers() == number + 1
+            finally:
+                ctl("remove", region, "--yes")  # which ends it, whatever it waits for
+            assert child.status() == 0
 
 
 def test_an_example_says_how_to_start_it(example: dict[str, list[str]]) -> None:

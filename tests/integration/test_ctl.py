@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -26,7 +27,8 @@ import pytest
 from doorbelld import __version__
 from doorbelld.bus.private import PrivateBus
 from doorbelld.ctl.app import SECTIONS
-from support.busctl import Busctl
+from doorbelld.ctl.completion import PROGRAMS
+from support.busctl import NOBODY, Busctl, without_rights
 from support.daemon import BIN, DEADLINE, Daemon
 from support.rawclient import RawClient
 from support.surroundings import ctl_elsewhere
@@ -168,6 +170,20 @@ def join(daemon: Daemon, region: str) -> RawClient:
     return RawClient(str(daemon.socket(region))).greet(VECTORS)
 
 
+@contextlib.contextmanager
+def guest(daemon: Daemon, region: str, name: str) -> Iterator[int]:
+    """A peer whose command line is that of the VM *name*; gives its process ID."""
+    code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); s.recv(8); "
+    command = [sys.executable, "-c", f"{code} print(flush=True); sys.stdin.read()", "-name", name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            yield process.pid
+        finally:
+            process.communicate()
+
+
 # Looking
 
 
@@ -186,7 +202,9 @@ def test_the_overview_lists_regions_and_peers(ctl: Ctl, daemon: Daemon, region: 
     with join(daemon, region):
         said = ctl()
     assert re.search(rf"^{region} +64K +3 +1 +{daemon.socket(region)}$", said, re.M)
-    assert re.search(rf"^{region} +0 +- +{os.getpid()} +{os.getuid()} +20\d\d-\d\d-\d\d [\d:]{{8}} +0$", said, re.M)
+    assert re.search(
+        rf"^{region} +0 +\(\S+\) +{os.getpid()} +{os.getuid()} +20\d\d-\d\d-\d\d [\d:]{{8}} +0$", said, re.M
+    )
     assert f"on {daemon.runtime}/bus: 2 regions, 1 peer" in said
 
 
@@ -225,10 +243,33 @@ def test_status_has_everything_and_what_is_pending(ctl: Ctl, daemon: Daemon, reg
         ctl("notify", region, 0, 2)
         ctl("notify", region, 0, 2)
         said, known = ctl("status", region), ctl.json("status", region, "--json")
-    for words in (str(daemon.socket(region)), "65536 bytes", "memfd", "1 of at most 1024", "ID 65535", "mode 0660"):
+    for words in (str(daemon.socket(region)), "65,536 bytes", "memfd", "1 of at most 1,024", "ID 65535", "mode 0660"):
         assert words in said
     assert re.search(rf"^ +0 .* {os.getpid()} .* 2 \(vector 2: 2\)$", said, re.M)
     assert (known["name"], known["size"], known["peers"][0]["pending"]) == (region, 65536, [0, 0, 2])
+
+
+def test_peers_of_all_regions_and_status_of_several_things(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    assert "No peer is connected to any region" in ctl("peers")
+    with join(daemon, region), join(daemon, region):
+        said, known = ctl("peers"), ctl.json("peers", "--json")
+        assert [len(known[name]) for name in ("demo", region)] == [0, 2]
+        assert [row.split()[:2] for row in said.splitlines()] == [["REGION", "PEER"], [region, "0"], [region, "1"]]
+        both = ctl.json("status", "demo", region, "--json")
+        assert [(one["name"], len(one["peers"])) for one in both] == [("demo", 0), (region, 2)]
+        assert re.findall(r"Region: (\S+)", ctl("status", "demo", region)) == ["demo", region]
+    assert 'no region "nowhere"' in ctl.refused("status", "nowhere", "demo")
+
+
+def test_peers_are_in_the_order_of_their_ids(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as first, join(daemon, region):
+        first.close()
+        while len(ctl.json("peers", region, "--json")) > 1:
+            pass
+        with join(daemon, region):
+            ids = [peer["id"] for peer in ctl.json("peers", region, "--json")]
+            assert ids == sorted(ids)
+            assert len(ids) == 2
 
 
 def test_peers(ctl: Ctl, daemon: Daemon, region: str) -> None:
@@ -261,18 +302,11 @@ def test_notify_and_broadcast(ctl: Ctl, daemon: Daemon, region: str) -> None:
 
 
 def test_a_peer_may_be_named_after_its_vm(ctl: Ctl, daemon: Daemon, region: str) -> None:
-    code = f"import socket, sys; s = socket.socket(1); s.connect({str(daemon.socket(region))!r}); sys.stdin.read()"
-    command = [sys.executable, "-c", code, "-name", "guest=friend,debug-threads=on"]
-    with RawClient(str(daemon.socket(region))) as watcher:
-        watcher.greet(VECTORS)
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as vm:
-            while 1 not in watcher.doorbells:
-                assert watcher.message() is not None
-            assert "peer 1" in ctl("notify", region, "friend", 0)
-            assert pending(ctl, region)[1] == [1, 0, 0]
-            assert 'no peer "foe"; connected: 0 (no name), 1 (friend)' in ctl.refused("notify", region, "foe", 0)
-            assert "friend" in ctl.refused("remove", region)
-            vm.communicate()
+    with join(daemon, region), guest(daemon, region, "guest=friend,debug-threads=on"):
+        assert "peer 1" in ctl("notify", region, "friend", 0)
+        assert pending(ctl, region)[1] == [1, 0, 0]
+        assert 'no peer "foe"; connected: 0 (' in ctl.refused("notify", region, "foe", 0)
+        assert "friend" in ctl.refused("remove", region)
 
 
 @pytest.mark.parametrize(
@@ -304,10 +338,29 @@ def test_a_refusal_is_one_line_and_status_1(ctl: Ctl, words: list[str], error: s
     assert said.count("\n") == 1
 
 
-def test_disconnect(ctl: Ctl, daemon: Daemon, region: str) -> None:
+def test_disconnect_asks_before_it_disconnects(ctl: Ctl, daemon: Daemon, region: str) -> None:
     with join(daemon, region) as peer:
-        assert "disconnected peer 0" in ctl("disconnect", region, 0)
+        said = ctl.refused("disconnect", region, 0)
+        cause = f'(pid {os.getpid()}), peer 0 of region "{region}", is a peer again when it connects again'
+        assert said.endswith(f"{cause}; to disconnect it, add --yes\n")
+        status, asked = ctl.on_terminal("disconnect", region, 0, answer="n\n")
+        assert (status, "Disconnect it? [y/N]" in asked) == (1, True)
+        assert len(ctl.json("peers", region, "--json")) == 1
+        status, asked = ctl.on_terminal("disconnect", region, 0, answer="y\n")
+        assert (status, "disconnected peer 0" in asked) == (0, True)
         peer.until_eof()
+
+
+def test_disconnect_with_yes_does_not_ask(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with join(daemon, region) as peer:
+        assert "disconnected peer 0" in ctl("disconnect", region, 0, "--yes")
+        peer.until_eof()
+
+
+def test_disconnect_of_guest_says_that_it_takes_a_restart(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    with guest(daemon, region, "guest1"):
+        said = ctl.refused("disconnect", region, "guest1")
+        assert f'guest1, peer 0 of region "{region}", is a peer again when it restarts; to disconnect it' in said
 
 
 # Regions
@@ -331,6 +384,34 @@ def test_create_with_every_option(ctl: Ctl, daemon: Daemon) -> None:
     assert ctl.json("remove", "ruled", "--json") == {"name": "ruled", "disconnected": 0}
 
 
+def test_whoever_made_a_directory_removes_it(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        ctl, outside = Ctl(daemon.bus), short_path / "outside"
+        before = sorted(os.listdir(daemon.runtime))
+        ctl("create", "tmp")
+        ctl("create", "far", "--socket", outside / "deep" / "socket")
+        ctl("create-device", "loop", "loopback")
+        assert sorted(os.listdir(daemon.runtime)) == sorted([*before, "tmp", "loop"])
+        for name in ("tmp", "far", "loop"):
+            ctl("remove", name)
+        ctl("selftest")
+        ctl("bench", "--seconds", 0.1)
+        assert "reserve huge pages" in ctl.refused("create", "bad", "--backing", "hugetlb", "--size", "1024G")
+        assert sorted(os.listdir(daemon.runtime)) == before
+        assert not outside.exists()
+
+
+def test_second_daemon_that_fails_leaves_no_directory(short_path: Path) -> None:
+    with Daemon(short_path) as daemon:
+        before = sorted(os.listdir(daemon.runtime))
+        daemon.write_config("[region.other]\n[region.demo]\n")
+        for bus in ("private", daemon.bus):
+            command = [BIN / "doorbelld", "--config", daemon.config, "--bus", bus]
+            done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
+            assert done.returncode in (os.EX_CANTCREAT, os.EX_UNAVAILABLE), done.stderr
+            assert sorted(os.listdir(daemon.runtime)) == before
+
+
 def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
     said = ctl.refused("create", "bad", "--size", "3M", "--vectors", 65)
     assert "size: 3M is not a power of two (QEMU needs one); use 4M" in said
@@ -342,7 +423,7 @@ def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
 def test_remove_asks_before_it_disconnects(ctl: Ctl, daemon: Daemon, region: str) -> None:
     with join(daemon, region) as peer:
         said = ctl.refused("remove", region)
-        assert f"1 peer (pid {os.getpid()}) connected" in said
+        assert f"(pid {os.getpid()})) connected" in said
         assert "add --yes" in said
         status, asked = ctl.on_terminal("remove", region, answer="n\n")
         assert (status, "stays" in asked) == (1, True)
@@ -499,6 +580,12 @@ def test_qemu_arguments_for_a_pipe_are_one_line(ctl: Ctl, daemon: Daemon, region
     assert "\\\r\n  -device" in ctl.on_terminal("qemu-args", region)[1]
 
 
+def test_qemu_arguments_without_a_name_are_those_of_all(ctl: Ctl, daemon: Daemon, region: str) -> None:
+    said = ctl("qemu-args")
+    assert [str(daemon.socket(name)) in said for name in ("demo", region)] == [True, True]
+    assert "no region and no device" in ctl.refused("qemu-args", "--kind", "device")
+
+
 def test_qemu_arguments_that_would_not_work_are_refused(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert "backing shm:NAME" in ctl.refused("qemu-args", region, "--device", "plain")
     assert "backing shm:NAME" in ctl.refused("libvirt-xml", region, "--device", "plain")
@@ -587,7 +674,7 @@ def test_monitor_of_one_region_for_people(ctl: Ctl, daemon: Daemon, region: str)
         ctl("notify", "demo", "host", 0)
         with join(daemon, region):
             assert f"{region}  peer 0 joined: pid {os.getpid()}, uid {os.getuid()}" in monitor.line()
-            ctl("disconnect", region, 0)
+            ctl("disconnect", region, 0, "--yes")
         line = monitor.line()
         assert re.match(r"\d\d:\d\d:\d\d\.\d{3}  ", line)
         assert line.endswith("peer 0 left: disconnected over D-Bus")
@@ -650,6 +737,22 @@ async def test_a_bus_without_the_daemon(short_path: Path, elsewhere: Ctl) -> Non
         await bus.stop()
 
 
+@pytest.mark.parametrize("library", ["dbus_fast", "dbus_next"])
+def test_private_bus_of_another_user_says_whose_it_is(daemon: Daemon, ctl: Ctl, library: str) -> None:
+    daemon.directory.chmod(0o755)
+    environment = {**ctl.environment, "DOORBELLD_DBUS_LIBRARY": library}
+    for words, status in (([], 69), (["doctor"], 1)):
+        command = without_rights(BIN / "doorbellctl", *words)
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=DEADLINE, check=False, text=True)
+        assert done.returncode == status, done.stderr
+        whose = f"{daemon.bus}: that bus is root's and does not take uid {NOBODY}"
+        if words:
+            assert f"WRONG  daemon: {whose}\n       cure: ask as root\n" in done.stdout
+            assert done.stdout.count("WRONG") == 1
+        else:
+            assert done.stderr == f"doorbellctl: {whose}; ask as root\n"
+
+
 def test_a_pipe_that_closes_ends_it_quietly(ctl: Ctl) -> None:
     for words in ("read demo 0 1M", "describe"):
         script = f"{BIN}/doorbellctl {words} | read -r line"
@@ -682,6 +785,30 @@ def test_a_wrong_command_line_is_status_2(ctl: Ctl, words: list[str]) -> None:
     assert 'did you mean "remove"?' in ctl.refused("remove-region", status=2)
 
 
+def test_name_typed_as_command_says_what_it_is(ctl: Ctl) -> None:
+    said = ctl.refused("demo", status=2)
+    assert said.endswith('Error: no command "demo"; demo is a region: doorbellctl status demo\n')
+    assert "remove" not in ctl.refused("demo", status=2, DOORBELLD_BUS="unix:path=/nowhere").partition('"; did')[2]
+
+
+def test_words_that_people_try(ctl: Ctl) -> None:
+    assert ctl("list") == ctl()
+    assert ctl.json("list", "--json").keys() == ctl.json("--json").keys()
+    assert ctl("help") == ctl("--help")
+    assert ctl("help", "create") == ctl("create", "--help")
+    assert 'did you mean "create"?' in ctl.refused("help", "creat", status=2)
+    assert ctl("version") == f"doorbellctl {__version__}\n"
+    assert ctl.json("version", "--json") == {"version": __version__}
+
+
+def test_refusal_with_json_is_json(ctl: Ctl) -> None:
+    for words in (["--json", "peers", "nowhere"], ["peers", "nowhere", "--json"]):
+        assert json.loads(ctl.refused(*words))["error"].startswith('no region "nowhere"')
+    said = json.loads(ctl.refused("--json", status=69, DOORBELLD_BUS="unix:path=/nowhere"))
+    assert said["status"] == 69
+    assert said["error"].startswith("no doorbelld: ")
+
+
 def test_help(ctl: Ctl) -> None:
     whole = ctl("--help")
     assert whole == ctl("-h")
@@ -708,6 +835,7 @@ def complete(ctl: Ctl, *words: str, **environment: str) -> list[str]:
 
 def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert complete(ctl, "sta") == ["status"]
+    assert complete(ctl, "help", "sta") == ["status"]
     assert sorted(complete(ctl, "status", "")) == sorted(["demo", region])
     with join(daemon, region), join(daemon, region):
         assert complete(ctl, "notify", region, "") == ["0", "1"]
@@ -715,6 +843,17 @@ def test_completion(ctl: Ctl, daemon: Daemon, region: str) -> None:
     assert complete(ctl, "status", "", DOORBELLD_BUS="unix:path=/nowhere") == []
     for shell in ("zsh", "fish"):
         assert "_DOORBELLCTL_COMPLETE" in ctl("completion", shell)
+    for program in PROGRAMS:
+        typed = {"COMP_WORDS": f"{program} --he", "COMP_CWORD": "1"}
+        variable = re.search(r"(_[A-Z_]+_COMPLETE)=bash_complete", ctl("completion", "bash", program))
+        assert variable
+        done = subprocess.run(
+            [BIN / program],
+            env={**ctl.environment, **typed, variable[1]: "bash_complete"},
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout == b"plain,--help\n"
     script = ctl("completion", "bash")
     assert subprocess.run(["bash", "-n"], input=script.encode(), check=True).returncode == 0
 

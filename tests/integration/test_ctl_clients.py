@@ -95,7 +95,7 @@ def test_the_status_of_one(ctl: Ctl) -> None:
     assert re.search(r"^ +State: connected since 2", said, re.M)
     assert re.search(rf"^{HOST} +4 +2\S+ \S+ +\d", said, re.M)
     found = ctl.json("status", "lab", "-n", 0, "--json")
-    assert [peer["id"] for peer in found["peers"]] == [HOST, 1]
+    assert [peer["id"] for peer in found["peers"]] == [1, HOST]
     assert [len(peer["pending"]) for peer in found["peers"]] == [4, 4]
     said = ctl("status", "mcu")
     assert re.search(r"^ IVPosition: 1$", said, re.M)
@@ -104,11 +104,21 @@ def test_the_status_of_one(ctl: Ctl) -> None:
 
 
 def test_peers_that_a_client_sees(ctl: Ctl) -> None:
-    assert re.search(rf"^ *PEER +VECTORS +SEEN SINCE\n{HOST} +4 +\S+ \S+\n +1 +4 ", ctl("peers", "lab"), re.M)
+    assert re.search(rf"^ *PEER +VECTORS +SEEN SINCE\n +1 +4 +\S+ \S+\n{HOST} +4 ", ctl("peers", "lab"), re.M)
     assert [peer["vectors"] for peer in ctl.json("peers", "lab", "--json")] == [4, 4]
 
 
 # Ringing
+
+
+def test_client_and_flat_device_of_ours_are_named_as_peers(ctl: Ctl) -> None:
+    owned = {peer["own"] for peer in ctl.json("peers", "demo", "--json")}
+    assert owned == {"client lab", "flat mcu"}
+    assert set(re.findall(r"(?:client|flat) \S+", ctl("peers", "demo"))) == owned
+    before = interrupts(ctl)
+    assert "rang vector 0 of peer" in ctl("notify", "demo", "mcu", 0)
+    eventually(lambda: interrupts(ctl) == before + 1)
+    assert "rang vector 0 of peer" in ctl("notify", "demo", "flat mcu", 0)
 
 
 def test_notify_and_broadcast(ctl: Ctl) -> None:
@@ -146,7 +156,7 @@ def test_memory(ctl: Ctl) -> None:
     ("words", "error"),
     [
         (["notify", "lab", "9", "0"], "no peer 9"),
-        (["notify", "lab", "guest1"], f'"guest1" is no ID of a peer that client "lab" sees; there is: {HOST}, 1'),
+        (["notify", "lab", "guest1"], f'"guest1" is no ID of a peer that client "lab" sees; there is: 1, {HOST}'),
         (["notify", "mcu", "0", "0"], 'no region "mcu", but a flat device; doorbellctl status mcu shows it'),
         (["broadcast", "mcu"], 'no region "mcu", but a flat device'),
         (["disconnect", "lab", "1"], 'no region "lab", but a client'),
@@ -259,7 +269,7 @@ def test_watch(ctl: Ctl) -> None:
     with Running(ctl, "flat", "mcu", "watch") as watching:
         watching.line("stderr")
         ctl("notify", "lab", 1, 1)
-        assert watching.line().startswith("mcu: vector 1: 1 ring, ")
+        assert re.match(r"\d\d:\d\d:\d\d  mcu: vector 1: 1 ring, ", watching.line())
         assert watching.end() == 0
 
 
@@ -363,7 +373,7 @@ def test_completion(ctl: Ctl) -> None:
     assert complete(ctl, "clients", "") == ["both", "lab"]
     assert complete(ctl, "remove-flat", "") == ["both", "mcu"]
     assert complete(ctl, "status", "l") == ["lab"]
-    assert complete(ctl, "notify", "lab", "") == [str(HOST), "1"]
+    assert complete(ctl, "notify", "lab", "") == ["1", str(HOST)]
     assert complete(ctl, "notify", "lab", "1", "") == ["0", "1", "2", "3"]
     assert complete(ctl, "flat", "m") == ["mcu"]
     assert complete(ctl, "flat", "mcu", "") == ["read", "watch", "write"]

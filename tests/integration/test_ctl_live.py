@@ -141,7 +141,7 @@ def test_top_prints_plain_columns_into_a_pipe(ctl: Ctl, daemon: Daemon, region: 
     first, second = re.findall(rf"^{region} +1 +0 +(\S+) +- +0 +(\S+) +\S+$", said, re.M)
     assert first == ("-", "-")
     assert second == ("0.0", "0.0")
-    assert len(re.findall(rf"^{region} +0 +- +{os.getpid()} +3 +20", said, re.M)) == 2
+    assert len(re.findall(rf"^{region} +0 +\(\S+\) +{os.getpid()} +3 +20", said, re.M)) == 2
     assert "\x1b" not in said
 
 

@@ -58,12 +58,13 @@ def test_ping_and_echo(ctl: Ctl, region: str) -> None:
             assert re.fullmatch(rf"answer from peer 0: seq={number} time=\d+\.\d us", line)
         assert lines[6] == "3 rings, 3 answers, 0 lost (0 %)"
         assert re.fullmatch(r"min/avg/p99/max = (\d+\.\d/){3}\d+\.\d us", lines[7])
+        assert len(ctl("ping", region, 0, "-q", "-c", 3, "-i", 0).splitlines()) == 4
         found = ctl.json("ping", region, 0, "--count", 50, "--interval", 0, "--vector", 2, "--json")
         times = [found.pop(f"{name}-us") for name in ("min", "avg", "p99", "max")]
         assert found == {"region": region, "peer": 0, "vector": 2, "sent": 50, "answered": 50, "lost": 0}
         assert 0 < times[0] <= times[1] <= times[3] and times[2] <= times[3]
         assert echo.end() == 0
-        assert echo.line("stderr") == "answered 53 rings"
+        assert echo.line("stderr") == "answered 56 rings"
         until(lambda: not peers(ctl, region), "it to be gone")
         assert sum(known(ctl, region)["host-rings"]) == 0
 
@@ -100,6 +101,18 @@ def test_echo_answers_at_the_same_vector(daemon: Daemon, ctl: Ctl, region: str) 
             ctl("remove", region, "--yes")
             assert echo.status() == 1
             assert "closed the connection" in echo.line("stderr")
+
+
+def test_two_echoes_are_told_that_they_look_like_a_loop(ctl: Ctl, region: str) -> None:
+    with Running(ctl, "echo", region) as first, Running(ctl, "echo", region) as second:
+        for echo in (first, second):
+            assert "rings everybody else back" in echo.line()
+        until(lambda: peers(ctl, region) == [0, 1], "both to be there")
+        ctl("notify", region, 0, 0)
+        for echo, other in ((first, 1), (second, 0)):
+            said = echo.line("stderr")
+            assert re.match(rf"doorbellctl: peer {other} rings [\d,]+ times a second; a loop\? ", said)
+        assert first.end() == second.end() == 0
 
 
 def test_who_does_not_answer(daemon: Daemon, ctl: Ctl, region: str) -> None:

@@ -124,18 +124,19 @@ def test_manual_pages_are_there(prefix: Path) -> None:
             assert ".TH " in stream.read()
 
 
+@pytest.mark.parametrize("program", ["doorbelld", *PROGRAMS])
 @pytest.mark.parametrize(
     ("shell", "file"),
     [
-        ("bash", "bash-completion/completions/doorbellctl"),
-        ("zsh", "zsh/site-functions/_doorbellctl"),
-        ("fish", "fish/vendor_completions.d/doorbellctl.fish"),
+        ("bash", "bash-completion/completions/{0}"),
+        ("zsh", "zsh/site-functions/_{0}"),
+        ("fish", "fish/vendor_completions.d/{0}.fish"),
     ],
 )
-def test_completions_are_what_doorbellctl_prints(prefix: Path, shell: str, file: str) -> None:
-    command = [str(prefix / "bin/doorbellctl"), "completion", shell]
+def test_completions_are_what_doorbellctl_prints(prefix: Path, program: str, shell: str, file: str) -> None:
+    command = [str(prefix / "bin/doorbellctl"), "completion", shell, program]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
-    assert (prefix / "share" / file).read_text().strip() == said.strip()
+    assert (prefix / "share" / file.format(program)).read_text().strip() == said.strip()
 
 
 def test_modules_are_compiled_for_where_they_lie(prefix: Path) -> None:

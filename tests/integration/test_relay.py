@@ -155,8 +155,10 @@ def test_a_reload_forbids_who_is_connected(bus: Client, daemon: Daemon, three: l
 def test_what_doorbellctl_shows_and_sets(daemon: Daemon, bus: Client, three: list[RawClient]) -> None:
     ctl = Ctl(daemon.bus)
     one, two, _ = three
+    said = ctl("limit", "demo", one.id, two.id, "--rate", 5000)
+    assert said == f"peer {one.id} interrupts peer {two.id} in demo at most 5,000 times a second\n"
     ctl("limit", "demo", one.id, two.id, "--rate", 50)
-    assert "may not ring" in ctl("limit", "demo", two.id, "host", "--forbid")
+    assert ctl("limit", "demo", two.id, "host", "--forbid") == f"peer {two.id} may not ring peer 65535 in demo\n"
     made = {(pair["sender"], pair["target"]): pair for pair in ctl.json("pairs", "demo", "--json")}
     assert len(made) == 3 * 3
     assert made[one.id, two.id]["rate"] == 50

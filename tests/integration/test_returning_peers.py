@@ -92,16 +92,18 @@ def test_client_that_returns_again_and_again_does_not_harm_qemu(
 
 def test_valgrind_finds_no_invalid_access_in_a_qemu_beside_which_a_client_returns(short_path: Path) -> None:
     output, report = short_path / "qemu.log", short_path / "valgrind.log"
-    with start(short_path, REGIONS["plain"]) as daemon:
-        with IdleQemu(QEMU_10, output, ivshmem=[(daemon.socket(), 1)], valgrind=report) as idle:
+    with (
+        start(short_path, REGIONS["plain"]) as daemon,
+        IdleQemu(QEMU_10, output, ivshmem=[(daemon.socket(), 1)], valgrind=report) as idle,
+    ):
+        greeted(daemon, 1)
+        for _ in range(3):
+            with RawClient(str(daemon.socket())) as client:
+                client.greet(1)
+                greeted(daemon, 2)
             greeted(daemon, 1)
-            for _ in range(3):
-                with RawClient(str(daemon.socket())) as client:
-                    client.greet(1)
-                    greeted(daemon, 2)
-                greeted(daemon, 1)
-            idle.qmp("query-status")
-            idle.quit()
+        idle.qmp("query-status")
+        idle.quit()
     said = report.read_text()
     assert "Memcheck" in said
     assert "Invalid" not in said, said

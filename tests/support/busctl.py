@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from .needs import require
@@ -27,6 +28,13 @@ def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
     """Run *command* as a user who may do nothing; we have to be root for that."""
     prefix = [require("setpriv", "util-linux"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     return subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def without_rights(*command: str | Path) -> list[str | Path]:
+    """Give *command* as one that runs as `NOBODY`, but may read any file: our interpreter may be in root's home."""
+    caps = "+dac_read_search"
+    prefix = [require("setpriv", "util-linux"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return [*prefix, f"--inh-caps={caps}", f"--ambient-caps={caps}", *command]
 
 
 class Busctl:

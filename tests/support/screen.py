@@ -36,6 +36,7 @@ class Screen:
         self.gone: list[str] = []
         self.row = self.column = 0
         self._saved = (0, 0)
+        self._main: tuple[list[list[str]], int, int] | None = None
         self._rest = ""
 
     @property
@@ -76,8 +77,18 @@ class Screen:
             self._control(control)
         elif escape:
             self._escape(escape)
-        elif not private:  # private ones are modes, such as that of bracketed paste
+        elif not private:
             self._sequence(final, int(numbers.partition(";")[0] or 0))
+        elif numbers == "1049":
+            self._alternate(final == "h")  # other private ones are modes, such as that of bracketed paste
+
+    def _alternate(self, on: bool) -> None:
+        """Go to the alternate screen, or back: what is on the main one stays as it is meanwhile."""
+        if on and self._main is None:
+            self._main = self.lines, self.row, self.column
+            self.lines = [[" "] * self.columns for _ in range(self.rows)]
+        elif not on and self._main is not None:
+            (self.lines, self.row, self.column), self._main = self._main, None
 
     def _control(self, control: str) -> None:
         if control == "\r":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import string
+import urllib.parse
 
 from ..errors import BusUnavailable
 
@@ -18,6 +19,13 @@ def of_socket(path: str) -> str:
     return "unix:path=" + "".join(
         chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in path.encode(errors="surrogateescape")
     )
+
+
+def socket_of(address: str) -> str:
+    """Give the path of the socket that *address* names; empty if it names none, or more than one place."""
+    transport, _, values = address.partition(":")
+    path = dict(value.partition("=")[::2] for value in values.split(",")).get("path", "")
+    return urllib.parse.unquote(path, errors="surrogateescape") if transport == "unix" and ";" not in values else ""
 
 
 def resolve(bus: str) -> str:

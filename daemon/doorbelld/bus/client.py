@@ -23,15 +23,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from ..errors import BusUnavailable, DoorbellError
+from ..errors import BusForbidden, BusUnavailable, DoorbellError
 from ..fds.owned import Fd
 from . import library
+from .address import socket_of
 from .library import Message, MessageFlag, MessageType, Variant, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH, ERROR_PREFIX, OBJECT_MANAGER, PROPERTIES, ROOT
 from .writer import Writer
@@ -172,6 +174,24 @@ class Subscription:
         self._woken.set()
 
 
+_SHUT_OUT = (BrokenPipeError, ConnectionResetError, EOFError, library.AuthError)
+"""What the libraries raise if a bus closes the connection instead of greeting us."""
+
+
+def _stranger(address: str) -> str:
+    """Name the owner of the bus at *address*; empty if that is us, if it can't be seen, or if we are root."""
+    try:
+        owner = os.stat(socket_of(address)).st_uid
+    except (OSError, ValueError):
+        return ""
+    if os.geteuid() in (0, owner):
+        return ""
+    try:
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return f"uid {owner}"
+
+
 class Client:
     """A connection to the message bus, made by `connect`; use it in ``async with`` or `close` it."""
 
@@ -199,11 +219,15 @@ class Client:
         """Connect to the bus at *address*.
 
         Raises:
+            BusForbidden: it is another user's, and does not let us in.
             BusUnavailable: nothing listens there, or it does not let us in.
         """
         try:
             bus = await library.connect(address)
         except Exception as error:  # whatever the libraries raise
+            if isinstance(error, _SHUT_OUT) and (owner := _stranger(address)):
+                whose = f"{address}: that bus is {owner}'s and does not take uid {os.geteuid()}"
+                raise BusForbidden(f"{whose}; ask as {owner}") from error
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BusUnavailable(f"no message bus at {address}: {reason}") from error
         return cls(bus, address)

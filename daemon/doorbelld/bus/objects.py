@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from .. import __version__, devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..fds import eventfd
 from ..fds.owned import Fd
-from ..fds.peercred import Credentials
+from ..fds.peercred import Credentials, process_name
 from ..host.host import Host
 from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.peer import Peer
@@ -38,6 +39,9 @@ from .views import View, method, prop
 log = get_logger()
 
 Joining = TypeVar("Joining", bound=ClientSpec)
+
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+"""What a process may call itself: no number, which would be an ID, and nothing that a terminal or a shell minds."""
 
 
 class ManagerView(View, interface=MANAGER):
@@ -203,10 +207,20 @@ def _device_spec(name: str, kind: str, options: dict[str, Any]) -> DeviceSpec:
     return spec
 
 
-def _flag(options: dict[str, Any], name: str, default: bool) -> bool:
-    """Read the only option that a method knows: a boolean."""
-    given = library.unwrap(options)
-    problems = [Problem(key, "unknown option", f"known here: {name}") for key in sorted(given) if key != name]
+def _label(options: dict[str, Any]) -> str:
+    """Read the option ``name``: what the caller calls itself."""
+    label = library.unwrap(options).get("name", "")
+    if label != "" and not (isinstance(label, str) and _LABEL.fullmatch(label)):
+        cure = "write a letter, then at most 63 letters, digits or . _ -"
+        raise InvalidOptions([Problem("name", f"{str(label)[:80]!r} is no name", cure)])
+    return str(label)
+
+
+def _flag(options: dict[str, Any], name: str, default: bool, *others: str) -> bool:
+    """Read a boolean option; the method knows no more of them than that and *others*."""
+    given, known = library.unwrap(options), (name, *others)
+    cure = f"known here: {', '.join(known)}"
+    problems = [Problem(key, "unknown option", cure) for key in sorted(given) if key not in known]
     flag = given.get(name, default)
     if not isinstance(flag, bool):
         problems.append(Problem(name, f"{flag!r} is not a boolean", "write true or false"))
@@ -248,9 +262,10 @@ class RegionView(DoorbellMethods, MemoryMethods, View, interface=REGION):
     @method("Attach", Action.MANAGE, wants_caller=True)
     async def attach(self, caller: Credentials, options: dict[str, Any]) -> Fd:
         """Join as a peer."""
-        leaves = _flag(options, "tell-leaves", True)
+        label, leaves = _label(options), _flag(options, "tell-leaves", True, "name")
         await self._region.ready()
-        return self._region.attach(caller, leaves=leaves)
+        who = replace(caller, program=process_name(caller.pid), label=label)
+        return self._region.attach(who, leaves=leaves)
 
     @method("Clear", Action.MANAGE)
     async def clear(self, options: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from .session import Session, validate_bus
 
 SECTIONS = {
     "Look": {
+        "list": ("words", "List what there is, as without a command."),
         "status": ("looking", "Show the daemon, or one of all things, in detail."),
         "peers": ("looking", "List who is in a region."),
         "pairs": ("relay", "List who rings whom in a relayed region."),
@@ -56,6 +57,7 @@ SECTIONS = {
         "cat-config": ("configuration", "Print the configuration and where it comes from."),
         "read": ("memory", "Read a region's memory."),
         "write": ("memory", "Write to a region's memory."),
+        "clear": ("memory", "Set a region's memory to zero."),
     },
     "Guests": {
         "qemu-args": ("guests", "Print the QEMU arguments for a guest."),
@@ -66,12 +68,12 @@ SECTIONS = {
     },
     "Shell": {
         "completion": ("completion", "Print a shell's completion script."),
+        "help": ("words", "Print the help of a command."),
+        "version": ("words", "Print the version."),
     },
 }
 """From a command to its module and what it does, in short."""
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
-_OTHER_WORDS = {"list": "status", "interrupt": "notify", "remove-region": "remove", "create-region": "create"}
-"""What people call a command that is called otherwise."""
 
 EPILOG = """\b
 Examples:
@@ -133,12 +135,7 @@ class Program(click.Group):
         if ctx.params.get("host") and not ctx.resilient_parsing:
             ctx.exit(_elsewhere(ctx, args))
         if args[0] not in _COMMANDS and not ctx.resilient_parsing:
-            import difflib
-
-            meant = _OTHER_WORDS.get(args[0])
-            close = [meant] if meant else difflib.get_close_matches(args[0], _COMMANDS, 1)
-            hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(_COMMANDS)}"
-            ctx.fail(f'no command "{args[0]}"; {hint}')
+            ctx.fail(_no_command(ctx, args[0]))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -173,17 +170,21 @@ class Program(click.Group):
     shell_complete=complete_host,
     help="Run all of it on another host, over ssh.",
 )
-@click.option("--json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", is_flag=True, help="Print JSON, for programs; refusals too.")
+@click.option("--no-trunc", is_flag=True, help="Print tables whole, even if they do not fit on the terminal.")
 @click.option("--no-ask-password", is_flag=True, help="Fail rather than ask for a password on the terminal.")
 @click.version_option(__version__, message="doorbellctl %(version)s")
 @click.pass_context
-def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password: bool) -> None:
+def program(ctx: click.Context, bus: str, host: str, json: bool, no_trunc: bool, no_ask_password: bool) -> None:
     """Look at doorbelld and steer it: ivshmem regions, their peers and doorbells; vhost-user devices and their queues.
 
     Without a command it lists the regions, the devices, and who is connected to them; and the clients and flat devices,
     with which the daemon is in the regions of other servers.
+
+    On a terminal that is too narrow for a table, paths get a line of their own, and the columns of least worth are left
+    out. SINCE is how long ago it was. Into a pipe, and with --no-trunc, tables are whole, and SINCE is a date.
     """
-    session = ctx.obj = Session(bus, json, not no_ask_password)
+    session = ctx.obj = Session(bus, json, not no_ask_password, no_trunc)
     if ctx.invoked_subcommand is None:
         if host:
             ctx.exit(_elsewhere(ctx, []))
@@ -192,11 +193,24 @@ def program(ctx: click.Context, bus: str, host: str, json: bool, no_ask_password
         overview(session)
 
 
+def _no_command(ctx: click.Context, word: str) -> str:
+    """Say that *word* is no command, and what to type instead."""
+    from . import suggestion
+    from .arguments import ask
+
+    if not word.startswith("-") and (words := suggestion.named(word, ask(ctx))):
+        return f'no command "{word}"; {words}'
+    meant = suggestion.meant(word, _COMMANDS)
+    hint = f'did you mean "{meant}"?' if meant else f"there are: {', '.join(_COMMANDS)}"
+    return f'no command "{word}"; {hint}'
+
+
 def _elsewhere(ctx: click.Context, args: Sequence[str]) -> int:
     """Run the command *args* on the host that ``--host`` names; gives its exit status."""
     from . import remote
 
-    words = ["--json"] * bool(ctx.params["json"]) + ["--no-ask-password"] * bool(ctx.params["no_ask_password"])
+    flags = ("json", "no_trunc", "no_ask_password")
+    words = [f"--{flag.replace('_', '-')}" for flag in flags if ctx.params[flag]]
     if ctx.get_parameter_source("bus") is ParameterSource.COMMANDLINE:  # what the environment says is about this host
         words += ["--bus", ctx.params["bus"]]
     return remote.run(ctx.params["host"], [*words, *args])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import peernames
 from .session import KINDS, WORDS, Daemon, F
 
 if TYPE_CHECKING:
@@ -46,23 +47,23 @@ class Number(_IntType):
         return number
 
 
-def _ask(ctx: click.Context) -> dict[str, Any]:
-    """Describe the daemon for shell completion: quickly, or not at all."""
+def ask(ctx: click.Context) -> dict[str, Any]:
+    """Describe the daemon while a command line is being read: quickly, or not at all. It is not started for that."""
     import asyncio
 
     from . import remote
 
-    async def ask() -> dict[str, Any]:
+    async def describe() -> dict[str, Any]:
         from .bus_choice import open_bus
 
         async with asyncio.timeout(COMPLETION_SECONDS):
-            async with await open_bus(ctx.find_root().params.get("bus") or "auto") as client:
+            async with await open_bus(ctx.find_root().params.get("bus") or "auto", start=False) as client:
                 return await Daemon(client).describe()
 
     try:
         if host := ctx.find_root().params.get("host"):
             return remote.describe(host)
-        return asyncio.run(ask())
+        return asyncio.run(describe())
     except Exception:  # completion never disturbs whoever types
         return {}
 
@@ -71,20 +72,20 @@ def _named(ctx: click.Context) -> dict[str, dict[str, Any]]:
     """Give what the argument before names, by kind; empty where there is none."""
     names = [ctx.params.get(key) for key in ("name", "region", "device")]
     name = next((name for name in names if isinstance(name, str)), "")
-    known, kind = _ask(ctx), ctx.params.get("kind")
+    known, kind = ask(ctx), ctx.params.get("kind")
     return {each: known.get(f"{each}s", {}).get(name, {}) if kind in (None, "", each) else {} for each in KINDS}
 
 
 def complete_region(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a region."""
-    return [name for name in _ask(ctx).get("regions", ()) if name.startswith(incomplete)]
+    return [name for name in ask(ctx).get("regions", ()) if name.startswith(incomplete)]
 
 
 def complete_device(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a device, with its type beside."""
     from click.shell_completion import CompletionItem
 
-    devices = _ask(ctx).get("devices", {})
+    devices = ask(ctx).get("devices", {})
     return [CompletionItem(name, help=devices[name]["type"]) for name in devices if name.startswith(incomplete)]
 
 
@@ -94,7 +95,7 @@ def complete_one_of(*kinds: str) -> Callable[[click.Context, click.Parameter, st
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        known, wanted = _ask(ctx), ctx.params.get("kind")
+        known, wanted = ask(ctx), ctx.params.get("kind")
         return [
             CompletionItem(name, help=WORDS[kind])
             for kind in kinds
@@ -116,7 +117,7 @@ def complete_peer(ctx: click.Context, _: click.Parameter, incomplete: str) -> li
 
     named = _named(ctx)
     peers = [
-        *((peer["id"], peer["vm"] or f"pid {peer['pid']}") for peer in named["region"].get("peers", [])),
+        *((peer["id"], peernames.sentence(peer)) for peer in named["region"].get("peers", [])),
         *((peer["id"], f"{peer['vectors']} vectors") for peer in named["client"].get("peers", [])),
     ]
     return [
@@ -171,3 +172,6 @@ def kind_option_of(*kinds: str) -> Callable[[F], F]:
 
 kind_option = kind_option_of(*KINDS)
 """Adds it for all kinds."""
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask first.")
+"""Adds ``--yes`` to a command that disconnects somebody."""

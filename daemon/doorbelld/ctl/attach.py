@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
 import click
 
 from ..fds import limits
 from . import child
 from .arguments import complete_peer, region_argument
-from .joining import Command, Duration, join
+from .joining import Attachment, Command, Duration, join
 from .session import Session, pass_session
 
+_HINT = "type help for the words; quit or Ctrl-D ends it (Ctrl-C only drops the line)"
+_SHELLS = ("bash", "dash", "fish", "ksh", "sh", "zsh")
 _ENDS_OPTIONS = ("--exec", "--")
 _COMMAND = "doorbellctl.command"
 
@@ -54,15 +58,19 @@ class _Attach(Command):
 @click.option(
     "--timeout", type=Duration(), metavar="TIME", help="Give up waiting after so long: 30s, 5min. Default: never."
 )
+@click.option(
+    "--name", "own_name", default="", metavar="NAME", help="What others may call us, where they can name a VM."
+)
 @click.option("--hand-over", is_flag=True, help="CMD gets the connection too, and takes our place.")
 @click.option("--kill-on-disconnect", is_flag=True, help="Send SIGTERM to CMD when the region is gone.")
-@click.option("-v", "--verbose", is_flag=True, help="Without CMD: tell who comes and goes.")
+@click.option("-v", "--verbose", is_flag=True, help="Without CMD: tell who comes and goes, as on a terminal.")
 @pass_session
 @click.pass_context
 def attach(
     ctx: click.Context,
     session: Session,
     region: str,
+    own_name: str,
     wait_for: tuple[str, ...],
     peers: int,
     timeout: float | None,
@@ -89,6 +97,9 @@ def attach(
     rings; reads what the region says, so later joins are not told to CMD; sends signals on; and ends as CMD does.
     When the region is removed, or we are disconnected, CMD goes on with the memory unless --kill-on-disconnect says
     otherwise.
+
+    With --name the tables show that name, and notify, disconnect, --wait-for and others take it for us. Nobody vouches
+    for it, so rules of a region, which match VMs, do not see it.
 
     With --hand-over, CMD takes the place of doorbellctl, gets the real eventfds, which do not block, and must read
     the connection, on which later joins and leaves come: for programs that poll. In Python Client.from_environment()
@@ -122,15 +133,33 @@ def attach(
     limits.raise_to_hard()
     try:
         joined = session.run(
-            lambda daemon: join(daemon, region, wait_for=wait_for, peers=peers, seconds=timeout or None)
+            lambda daemon: join(daemon, region, name=own_name, wait_for=wait_for, peers=peers, seconds=timeout or None)
         )
         with joined.client:
             if not command:
                 from ..standalone.repl import Repl
 
-                sys.exit(Repl(joined.client, verbose=verbose, again=False).run())
+                there = sys.stdin.isatty() and sys.stdout.isatty()
+                names = {} if joined.host is None else {"host": joined.host}
+                repl = Repl(joined.client, verbose=verbose or there, again=False, names=names, hint=_HINT)
+                sys.exit(repl.run())
+            if sys.stdin.isatty() and _is_prompt(command):
+                click.echo(_in_shell(joined), err=True)
             if hand_over:
                 child.hand_over(joined, command, soft_limit)
             sys.exit(child.Child(joined, command, kill=kill_on_disconnect, soft_limit=soft_limit).run())
     except KeyboardInterrupt:
         sys.exit(child.SIGNALLED + signal.SIGINT)
+
+
+def _is_prompt(command: Sequence[str]) -> bool:
+    """Tell whether *command* is a shell without a script, at which a person will type."""
+    return os.path.basename(command[0]) in _SHELLS and all(word.startswith("-") for word in command[1:])
+
+
+def _in_shell(joined: Attachment) -> str:
+    """Say where a person is who gets a prompt of a shell, which looks as before."""
+    return (
+        f"in this shell you are peer {joined.client.id} of {joined.region}: env | grep DOORBELL_ shows how to ring and "
+        "be rung; exit leaves the region"
+    )

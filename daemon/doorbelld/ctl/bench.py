@@ -32,6 +32,7 @@ from . import tables
 from .arguments import complete_region
 from .child import SIGNALLED
 from .joining import Attachment, join
+from .layout import Shape
 from .ping import answer, microseconds, percentile, round_trip
 from .session import Daemon, Refused, Session, json_option, pass_session
 
@@ -331,7 +332,7 @@ def bench(session: Session, region: str, seconds: float) -> None:
     if session.json:
         session.emit(made)
         return
-    tables.table(("WHAT", ">RATE", ">MIN US", ">MEDIAN US", ">99 % US"), rows(made))
+    tables.table(Shape(("WHAT", ">RATE", ">MIN US", ">MEDIAN US", ">99 % US")), rows(made))
     if made["relay-us"] is not None:
         click.echo(f"\nThe relay adds {made['relay-us']} us to a ring, at the median.")
     elif not region:

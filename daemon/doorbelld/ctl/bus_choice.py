@@ -12,7 +12,7 @@ import sys
 from ..bus.address import of_socket, resolve
 from ..bus.client import CallFailed, Client
 from ..bus.names import BUS_NAME
-from ..errors import BusUnavailable
+from ..errors import BusForbidden, BusUnavailable
 from .session import BUS_WORDS, Failure
 
 VARIABLE = "DOORBELLD_BUS"
@@ -29,6 +29,10 @@ class NoDaemon(Failure):
     """No doorbelld was found, or it went away; says where it was looked for."""
 
     exit_code = os.EX_UNAVAILABLE
+
+
+class NotOurBus(NoDaemon):
+    """A daemon has a bus of its own, and that does not let us in; the message ends with who may, after a semicolon."""
 
 
 def private_sockets() -> list[str]:
@@ -53,10 +57,13 @@ async def open_bus(word: str, *, start: bool = True) -> Client:
     if word not in ("auto", "private"):
         try:
             return await _join(resolve(word), start=start)
+        except BusForbidden as error:
+            raise NotOurBus(str(error)) from None
         except BusUnavailable as error:
             where = f" on the {word} bus" if word in BUS_WORDS else ""
             raise NoDaemon(f"no doorbelld{where}: {error}\n{_CURE}") from None
     tried: list[str] = []
+    forbidden = ""
     if word == "auto":
         try:
             return await _join(resolve("system"))
@@ -68,11 +75,15 @@ async def open_bus(word: str, *, start: bool = True) -> Client:
             continue
         try:
             return await _join(of_socket(path))
+        except BusForbidden as error:
+            forbidden = forbidden or str(error)
         except BusUnavailable as error:
             tried.append(f"{path}: {error}")
     if word == "auto" and start:
         with contextlib.suppress(BusUnavailable):
             return await _join(resolve("system"), start=True)
+    if forbidden:
+        raise NotOurBus(forbidden)
     raise NoDaemon("\n  ".join(["no doorbelld found; looked at", *tried]) + f"\n{_CURE}")
 
 

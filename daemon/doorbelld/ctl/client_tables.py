@@ -11,8 +11,18 @@ import click
 
 from ..ivshmem.spec import in_units
 from . import tables
+from .layout import NONE, Shape, Since, when
 
-_NONE = "-"
+_CLIENTS = Shape(
+    ("CLIENT", "STATE", ">ID", ">VECTORS", ">PEERS", ">SIZE", ">RINGS", "SERVER"),
+    (">VECTORS", ">SIZE", ">RINGS"),
+    path=True,
+)
+_FLATS = Shape(
+    ("FLAT DEVICE", "STATE", ">IVPOSITION", ">VECTORS", ">PEERS", ">SIZE", ">INTERRUPTS", "SERVER"),
+    (">VECTORS", ">SIZE", ">INTERRUPTS"),
+    path=True,
+)
 
 
 def is_flat(known: Mapping[str, Any]) -> bool:
@@ -23,7 +33,7 @@ def is_flat(known: Mapping[str, Any]) -> bool:
 def clients(known: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a line for each client, and beneath why some are not connected."""
     tables.table(
-        ("CLIENT", "STATE", ">ID", ">VECTORS", ">PEERS", ">SIZE", ">RINGS", "SERVER"),
+        _CLIENTS,
         (
             [
                 *(name, one["state"], _id(one), one["vectors"], len(one["peers"]), _size(one), sum(one["rings"])),
@@ -38,7 +48,7 @@ def clients(known: Mapping[str, Mapping[str, Any]]) -> None:
 def flats(known: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a line for each flat device, and beneath why some are not connected."""
     tables.table(
-        ("FLAT DEVICE", "STATE", ">IVPOSITION", ">VECTORS", ">PEERS", ">SIZE", ">INTERRUPTS", "SERVER"),
+        _FLATS,
         (
             [
                 *(name, one["state"], one["iv-position"], one["vectors"], len(one["peers"]), _size(one)),
@@ -57,11 +67,11 @@ def _reasons(known: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _id(one: Mapping[str, Any]) -> object:
-    return _NONE if one["id"] is None else one["id"]
+    return NONE if one["id"] is None else one["id"]
 
 
 def _size(one: Mapping[str, Any]) -> str:
-    return in_units(one["size"]) if one["size"] else _NONE
+    return in_units(one["size"]) if one["size"] else NONE
 
 
 def peers(name: str, client: Mapping[str, Any]) -> None:
@@ -77,10 +87,10 @@ def peers(name: str, client: Mapping[str, Any]) -> None:
 def _peers(client: Mapping[str, Any]) -> None:
     pending = "pending" in next(iter(client["peers"]))
     tables.table(
-        (">PEER", ">VECTORS", "SEEN SINCE", *(["PENDING"] * pending)),
+        Shape((">PEER", ">VECTORS", "SEEN SINCE", *(["PENDING"] * pending))),
         (
             [
-                *(peer["id"], peer["vectors"], tables.when(peer["since"])),
+                *(peer["id"], peer["vectors"], Since(peer["since"])),
                 *([tables.pending_in_words(peer["pending"])] if pending else []),
             ]
             for peer in client["peers"]
@@ -101,10 +111,10 @@ def _facts(name: str, known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Server", known["socket"]
     again = "tries again" if known["reconnect"] else "does not try again"
     if known["state"] == "connected":
-        yield "State", f"connected since {tables.when(known['since'])}"
+        yield "State", f"connected since {when(known['since'])}"
         yield ("IVPosition" if is_flat(known) else "ID"), str(known["id"])
         yield "Vectors", f"{known['vectors']} of its own, at most {known['vectors-max']} of each peer"
-        yield "Memory", f"{in_units(known['size'])} ({known['size']} bytes)"
+        yield "Memory", f"{in_units(known['size'])} ({known['size']:,} bytes)"
         yield "Peers", str(len(known["peers"]))
     else:
         yield "State", f"{known['state']}; it {again}"

@@ -12,7 +12,7 @@ import click
 
 from . import client_tables
 from .arguments import complete_one_of
-from .session import WORDS, Daemon, Session, json_option, pass_session, place
+from .session import WORDS, Daemon, Session, json_option, pass_session, place, table_option
 
 _SETTLING_SECONDS = 0.5
 """How long to wait for a server, if it does not let us in at once."""
@@ -25,6 +25,7 @@ It has no client. Have it join the region of another ivshmem server, and see who
 
 @click.command()
 @click.argument("client", required=False, default="", shell_complete=complete_one_of("client"))
+@table_option
 @json_option
 @pass_session
 def clients(session: Session, client: str) -> None:

@@ -9,10 +9,22 @@ from typing import Any
 
 import click
 
-from . import tables
+from . import peernames, tables
+from .layout import NONE, Shape, when
 from .process import in_words
 
-_NONE = "-"
+_DEVICES = Shape(
+    ("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS", ">BYTES", ">ERRORS", "SOCKET"),
+    (">BYTES", ">QUEUES", "TYPE", ">REQUESTS", ">ERRORS"),
+    path=True,
+)
+_QUEUES = Shape(
+    (
+        *(">QUEUE", ">SIZE", "ENABLED", "STARTED", ">AVAILABLE", ">USED", ">IN FLIGHT", ">KICKS", ">CALLS"),
+        *(">REQUESTS", ">BYTES", ">ERRORS"),
+    ),
+    (">BYTES", ">SIZE", ">ERRORS", ">CALLS", ">KICKS", ">REQUESTS"),
+)
 _STATUS = {
     1: "ACKNOWLEDGE",
     2: "DRIVER",
@@ -39,14 +51,14 @@ def running(device: Mapping[str, Any]) -> int:
 def front_end(device: Mapping[str, Any]) -> str:
     """Name the front-end: its VM, its process; nothing where there is none."""
     if (who := device["front-end"]) is None:
-        return _NONE
-    return f"{who['vm']} ({who['pid']})" if who["vm"] else f"pid {who['pid']}"
+        return NONE
+    return f"{who['vm']} ({who['pid']})" if who["vm"] else peernames.sentence(who)
 
 
 def overview(devices: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a line for each device, and beneath why front-ends left and what is wrong with its code."""
     tables.table(
-        ("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS", ">BYTES", ">ERRORS", "SOCKET"),
+        _DEVICES,
         (_row(name, device, totals(device)) for name, device in devices.items()),
     )
     notes = [
@@ -85,13 +97,10 @@ def error(device: Mapping[str, Any]) -> str:
 def queues(known: Sequence[Mapping[str, Any]]) -> None:
     """Print all there is to know of queues."""
     tables.table(
-        (
-            *(">QUEUE", ">SIZE", "ENABLED", "STARTED", ">AVAILABLE", ">USED", ">IN FLIGHT", ">KICKS", ">CALLS"),
-            *(">REQUESTS", ">BYTES", ">ERRORS"),
-        ),
+        _QUEUES,
         (
             [
-                *(queue["index"], queue["size"] or _NONE, _yes(queue["enabled"]), _yes(queue["started"])),
+                *(queue["index"], queue["size"] or NONE, _yes(queue["enabled"]), _yes(queue["started"])),
                 *(queue["available-index"], queue["used-index"], queue["in-flight"], queue["kicks"], queue["calls"]),
                 *(queue["requests"], in_words(queue["bytes"]), queue["errors"]),
             ]
@@ -137,7 +146,7 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Error", words
     if (who := device["front-end"]) is not None:
         vm, unit = (f", {word} {who[key]}" if who[key] else "" for word, key in (("VM", "vm"), ("unit", "unit")))
-        since = tables.when(who["since"])
+        since = when(who["since"])
         yield "Front-end", f"pid {who['pid']}, uid {who['uid']}, gid {who['gid']}{vm}{unit}, since {since}"
         yield "Features", _accepted(device["acked-feature-names"], device["offered-feature-names"])
         names = device["acked-protocol-feature-names"], device["offered-protocol-feature-names"]
@@ -149,7 +158,7 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if device["config-space"]:
         yield "Configuration", _config(device["virtio-id"], bytes.fromhex(device["config-space"]))
     yield "Queues", f"{running(device)} of {len(device['queues'])} run, polled for {device['poll-us']} us"
-    counts = f"{sums['requests']} requests, {in_words(sums['bytes'])}, {sums['errors']} errors"
+    counts = f"{sums['requests']:,} requests, {in_words(sums['bytes'])}, {sums['errors']:,} errors"
     yield "Done", f"{counts}; {sums['in-flight']} in flight"
     if counted := device.get("counters"):
         yield "Counters", ", ".join(f"{name} {count:,}" for name, count in counted.items())
@@ -186,6 +195,6 @@ def _config(virtio_id: int, space: bytes) -> str:
     """Write the configuration space: how large a disk is, else the bytes less the zeros at its end."""
     if virtio_id == _BLK:
         sectors = int.from_bytes(space[:8], "little")
-        return f"a disk of {in_words(sectors * _SECTOR)} ({sectors} sectors)"
+        return f"a disk of {in_words(sectors * _SECTOR)} ({sectors:,} sectors)"
     used = space.rstrip(b"\0").hex(" ")
     return f"{len(space)} bytes: {f'{used} and zeros' if used else 'all zeros'}"

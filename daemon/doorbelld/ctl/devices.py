@@ -10,7 +10,7 @@ import click
 
 from . import device_tables
 from .arguments import complete_device, device_argument
-from .session import Daemon, Session, json_option, pass_session
+from .session import Daemon, Session, json_option, pass_session, table_option
 
 _NO_DEVICE = """\
 It serves no device. Make one, and see what a guest needs to use it:
@@ -22,6 +22,7 @@ It serves no device. Make one, and see what a guest needs to use it:
 
 @click.command()
 @click.argument("device", required=False, default="", shell_complete=complete_device)
+@table_option
 @json_option
 @pass_session
 def devices(session: Session, device: str) -> None:
@@ -52,6 +53,7 @@ def devices(session: Session, device: str) -> None:
 
 @click.command()
 @device_argument
+@table_option
 @json_option
 @pass_session
 def queues(session: Session, device: str) -> None:

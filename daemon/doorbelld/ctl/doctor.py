@@ -22,7 +22,7 @@ from ..bus.address import resolve
 from ..bus.client import CallFailed
 from ..bus.names import BUS_NAME, MANAGER, ROOT
 from . import systemd
-from .bus_choice import NoDaemon
+from .bus_choice import NoDaemon, NotOurBus
 from .checks import access, clients, devices, guests, service
 from .checks.view import Finding, Level, User, View
 from .session import Daemon, Refused, Session, json_option, pass_session, plural
@@ -88,6 +88,9 @@ def _look(session: Session) -> View:
     found: dict[str, Any]
     try:
         found = session.run(ask)
+    except NotOurBus as error:
+        trouble, _, cure = error.message.rpartition("; ")
+        found = {"trouble": trouble, "cure": cure, "on_system_bus": False}
     except NoDaemon as error:
         first, *places = map(str.strip, error.message.splitlines())
         cure = places.pop() if places else "journalctl -u doorbelld -b says why; then systemctl restart doorbelld"
@@ -165,10 +168,14 @@ def doctor(session: Session, everything: bool) -> None:
                 _show(title, finding)
         click.echo()
         if count[Level.WRONG]:
-            click.echo(f"{plural(count[Level.WRONG], 'thing')} wrong, {plural(count[Level.HINT], 'hint')}.")
+            click.echo(f"{plural(count[Level.WRONG], 'thing')} wrong{_hints(count)}.")
         else:
-            click.echo(f"Nothing is wrong, {plural(count[Level.HINT], 'hint')}. doorbellctl selftest tries it out.")
+            click.echo(f"Nothing is wrong{_hints(count)}. doorbellctl selftest tries it out.")
     sys.exit(1 if count[Level.WRONG] else 0)
+
+
+def _hints(count: dict[Level, int]) -> str:
+    return f", {plural(count[Level.HINT], 'hint')}" if count[Level.HINT] else ""
 
 
 def _show(title: str, finding: Finding) -> None:

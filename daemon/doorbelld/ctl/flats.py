@@ -12,7 +12,7 @@ from ..ivshmem.flat import Register
 from . import client_tables
 from .arguments import Number, complete_one_of
 from .clients import make
-from .session import Daemon, Refused, Session, json_option, pass_session
+from .session import Daemon, Refused, Session, json_option, pass_session, table_option
 
 if TYPE_CHECKING:
     _RegisterType = click.ParamType[int]
@@ -29,6 +29,7 @@ _UINT32_MAX = 0xFFFFFFFF
 
 @click.command()
 @click.argument("flat", required=False, default="", shell_complete=complete_one_of("flat"))
+@table_option
 @json_option
 @pass_session
 def flats(session: Session, flat: str) -> None:
@@ -204,7 +205,7 @@ def write_register(ctx: click.Context, session: Session, register: int, value: i
 @pass_session
 @click.pass_context
 def watch(ctx: click.Context, session: Session, count: int | None) -> None:
-    """Print each pulse of the interrupt line, until Ctrl-C: the vector that was rung, and how often.
+    """Print each pulse of the interrupt line, until Ctrl-C: when, the vector that was rung, and how often.
 
     None is lost: what comes while the daemon is restarted is told when it is back. With --json each is one object on a
     line of its own.
@@ -215,6 +216,6 @@ def watch(ctx: click.Context, session: Session, count: int | None) -> None:
     from .waiting import Wait
 
     name = _name(ctx)
-    watching = Wait(session, name, "flat", limit=count, begin=f"watching {name}; Ctrl-C ends it")
+    watching = Wait(session, name, "flat", limit=count, begin=f"watching {name}; Ctrl-C ends it", clock=True)
     with contextlib.suppress(Stopped):
         run_until_stopped(lambda: watching.run(None))

@@ -87,6 +87,19 @@ async def _look_up(daemon: Daemon, name: str, kind: str) -> tuple[str, dict[str,
     return found, known if found == "region" else {**known, **await device_properties(daemon, name)}
 
 
+async def _all(daemon: Daemon, kind: str | None) -> list[tuple[str, str]]:
+    """Give all regions and devices, or those of one *kind*: name and kind.
+
+    Raises:
+        Refused: there is none.
+    """
+    known = await daemon.describe()
+    found = [(name, each) for each in _SERVED if kind in (None, each) for name in known[f"{each}s"]]
+    if not found:
+        raise Refused("there is no region and no device; make one with doorbellctl create or create-device")
+    return found
+
+
 def _check(kind: str, known: dict[str, Any], wanted: Wanted) -> None:
     """Check the socket, if there is one to connect to."""
     if not (known["connect"] if kind == "device" else wanted.device == "plain"):
@@ -105,7 +118,7 @@ def _qemu(kind: str, name: str, known: dict[str, Any], wanted: Wanted) -> paste.
 
 
 @click.command("qemu-args")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_one_of(*_SERVED))
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_one_of(*_SERVED))
 @kind_option_of(*_SERVED)
 @click.option(
     "--device",
@@ -136,8 +149,9 @@ def qemu_args(
 ) -> None:
     r"""Print the QEMU arguments that attach a guest to regions and devices, ready to be pasted.
 
-    NAME is a region or a device. A device needs guest memory that is shared, so arguments for that come along, once
-    for all devices; leave -m out, or give it the same size. A guest that has such memory already gets --no-memory.
+    NAME is a region or a device; without one, all of them are meant. A device needs guest memory that is shared, so
+    arguments for that come along, once for all devices; leave -m out, or give it the same size. A guest that has such
+    memory already gets --no-memory.
 
     Combinations on which QEMU crashes or hangs are refused, with the way out. Into a pipe they go as one line,
     quoted for the shell; notes go to standard error.
@@ -152,13 +166,14 @@ def qemu_args(
     if no_memory and memory is not None:
         raise click.UsageError("--memory and --no-memory contradict each other; use one of them")
 
-    async def look_up(daemon: Daemon) -> list[tuple[str, dict[str, Any]]]:
-        return [await _look_up(daemon, name, kind or "") for name in names]
+    async def look_up(daemon: Daemon) -> list[tuple[str, str, dict[str, Any]]]:
+        wanted = [(name, kind or "") for name in names] or await _all(daemon, kind)
+        return [(name, *await _look_up(daemon, name, of_kind)) for name, of_kind in wanted]
 
     wanted = Wanted(**given)
     made: list[paste.Paste] = []
     kinds = set()
-    for name, (found, known) in zip(names, session.run(look_up), strict=True):
+    for name, found, known in session.run(look_up):
         kinds.add(found)
         made.append(_qemu(found, name, known, wanted))
         if check:

@@ -20,6 +20,7 @@ import click
 from ..errors import DoorbellError
 from ..ivshmem.client import Client
 from ..options import duration
+from . import peernames
 from .session import Daemon, Failure, Refused, plural
 
 if TYPE_CHECKING:
@@ -85,13 +86,20 @@ class Attachment:
 
 
 async def join(
-    daemon: Daemon, region: str, *, wait_for: Iterable[str] = (), peers: int = 0, seconds: float | None = None
+    daemon: Daemon,
+    region: str,
+    *,
+    name: str = "",
+    wait_for: Iterable[str] = (),
+    peers: int = 0,
+    seconds: float | None = None,
 ) -> Attachment:
     """Join *region*, and wait until everybody is known who was there before.
 
     Args:
         daemon: the way to it.
         region: the region's name.
+        name: what we call ourselves there, if anything.
         wait_for: IDs and names of virtual machines (or ``host``) that must be there, too.
         peers: so many others, besides the host peer, must be there.
         seconds: how long to wait for those; None is for ever.
@@ -102,7 +110,9 @@ async def join(
         NotThere: they did not come in time.
     """
     known = await daemon.region(region)
-    fd = await daemon.call_region(region, "Attach", "a{sv}", {})
+    from ..bus.client import options
+
+    fd = await daemon.call_region(region, "Attach", "a{sv}", options({"name": name} if name else {}))
     try:
         client = Client.adopt(socket.socket(fileno=fd.steal()))
     except DoorbellError as error:
@@ -157,11 +167,10 @@ async def _wait(daemon: Daemon, joined: Attachment, words: Sequence[str], count:
 async def _look_up(daemon: Daemon, region: str, words: Iterable[str]) -> dict[str, int]:
     """Find the IDs of those who are meant, as far as the daemon knows them by now."""
     known = await daemon.region(region)
-    machines = {str(peer["vm"]) for peer in known["peers"]}
     return {
         word: await daemon.peer_id(region, word)
         for word in words
-        if word.isdecimal() or word == "host" or word in machines
+        if word.isdecimal() or word == "host" or peernames.named(known["peers"], word)
     }
 
 

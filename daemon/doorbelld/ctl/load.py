@@ -13,16 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import device_tables, tables
+from . import device_tables, peernames, tables
+from .layout import NONE, Shape, Since
 from .process import Usage, in_words
 
-_REGIONS = ("REGION", ">PEERS", ">BACKLOG", ">RINGS/S", "BY VECTOR", ">RINGS", ">JOINS/S", ">LEAVES/S")
-_PEERS = ("REGION", ">PEER", "VM", ">PID", ">VECTORS", "SINCE", ">BACKLOG", ">SENT/S", ">RECEIVED/S")
-_DEVICES = (
-    *("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS/S", ">BYTES/S", ">IN FLIGHT", ">KICKS/S"),
-    *(">CALLS/S", ">ERRORS"),
+_REGIONS = Shape(
+    ("REGION", ">PEERS", ">BACKLOG", ">RINGS/S", "BY VECTOR", ">RINGS", ">JOINS/S", ">LEAVES/S"),
+    ("BY VECTOR", ">LEAVES/S", ">JOINS/S", ">RINGS", ">BACKLOG"),
 )
-_NOT_YET = "-"
+_PEERS = Shape(
+    ("REGION", ">PEER", "VM (PROGRAM)", ">PID", ">VECTORS", "SINCE", ">BACKLOG", ">SENT/S", ">RECEIVED/S"),
+    (">RECEIVED/S", ">SENT/S", ">VECTORS", ">PID", "SINCE", ">BACKLOG"),
+)
+_DEVICES = Shape(
+    (
+        *("DEVICE", "TYPE", "STATE", "FRONT-END", ">QUEUES", ">REQUESTS/S", ">BYTES/S", ">IN FLIGHT", ">KICKS/S"),
+        *(">CALLS/S", ">ERRORS"),
+    ),
+    (">CALLS/S", ">KICKS/S", ">QUEUES", "TYPE", ">ERRORS", ">IN FLIGHT", ">BYTES/S", "FRONT-END", ">REQUESTS/S"),
+)
 _COUNTED = ("requests", "bytes", "kicks", "calls", "errors")
 """What the queues of a device count."""
 
@@ -127,12 +136,12 @@ def _since(before: Sequence[int], now: Sequence[int]) -> list[int]:
 
 def headline(made: dict[str, Any]) -> str:
     """Say how the daemon is."""
-    cpu = _NOT_YET if made["cpu-percent"] is None else f"{made['cpu-percent']} %"
-    memory = _NOT_YET if made["memory"] is None else in_words(made["memory"])
+    cpu = NONE if made["cpu-percent"] is None else f"{made['cpu-percent']} %"
+    memory = NONE if made["memory"] is None else in_words(made["memory"])
     used = made["descriptors"]
     return (
         f"doorbelld {made['version']}, pid {made['pid']}: CPU {cpu}, memory {memory}, "
-        f"{used['in-use']} of {used['limit']} descriptors; {tables.counts(made)}"
+        f"{used['in-use']:,} of {used['limit']:,} descriptors; {tables.counts(made)}"
     )
 
 
@@ -147,13 +156,13 @@ def region_rows(made: dict[str, Any]) -> Iterator[list[object]]:
         by_vector = ", ".join(f"{vector}: {rate:g}" for vector, rate in enumerate(rates or ()) if rate)
         yield [
             *(name, len(region["peers"]), region["backlog"]),
-            *(_NOT_YET if rates is None else f"{sum(rates):.1f}", by_vector or _NOT_YET, sum(region["rings"])),
+            *(NONE if rates is None else f"{sum(rates):.1f}", by_vector or NONE, sum(region["rings"])),
             *(_rate(region["joins-per-second"]), _rate(region["leaves-per-second"])),
         ]
 
 
 def _rate(value: float | None) -> object:
-    return _NOT_YET if value is None else value
+    return NONE if value is None else value
 
 
 def peer_rows(made: dict[str, Any]) -> list[list[object]]:
@@ -162,7 +171,7 @@ def peer_rows(made: dict[str, Any]) -> list[list[object]]:
     peers.sort(key=lambda item: (-item[1]["backlog"], -(item[1].get("sent-per-second") or 0), item[0], item[1]["id"]))
     return [
         [
-            *(name, p["id"], p["vm"] or _NOT_YET, p["pid"], p["vectors"], tables.when(p["since"]), p["backlog"]),
+            *(name, p["id"], peernames.cell(p), p["pid"], p["vectors"], Since(p["since"]), p["backlog"]),
             *(_rate(p.get("sent-per-second")), _rate(p.get("received-per-second"))),
         ]
         for name, p in peers
@@ -180,20 +189,20 @@ def device_rows(made: dict[str, Any]) -> Iterator[list[object]]:
         yield [
             *(name, device["type"], device["state"], device_tables.front_end(device)),
             *(f"{device['running']}/{device['queues']}", _rate(device["requests-per-second"])),
-            *(_NOT_YET if moved is None else in_words(moved), device["in-flight"]),
+            *(NONE if moved is None else in_words(moved), device["in-flight"]),
             *(_rate(device["kicks-per-second"]), _rate(device["calls-per-second"]), device["errors"]),
         ]
 
 
-_TABLES: tuple[tuple[Sequence[str], Callable[[dict[str, Any]], Rows]], ...] = (
+_TABLES: tuple[tuple[Shape, Callable[[dict[str, Any]], Rows]], ...] = (
     (_REGIONS, region_rows),
     (_PEERS, peer_rows),
     (_DEVICES, device_rows),
 )
 
 
-def all_tables(made: dict[str, Any]) -> Iterator[tuple[Sequence[str], list[list[object]]]]:
-    """Give the tables of a frame that have something in them: headings and rows."""
-    for headings, rows in _TABLES:
+def all_tables(made: dict[str, Any]) -> Iterator[tuple[Shape, list[list[object]]]]:
+    """Give the tables of a frame that have something in them: shape and rows."""
+    for shape, rows in _TABLES:
         if found := list(rows(made)):
-            yield headings, found
+            yield shape, found

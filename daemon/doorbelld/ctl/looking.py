@@ -11,7 +11,7 @@ import click
 
 from . import tables
 from .arguments import complete_name, complete_one_of, kind_option, kind_option_of
-from .session import Daemon, Session, json_option, pass_session, plural
+from .session import Daemon, Session, json_option, pass_session, plural, table_option
 
 _IN_FLIGHT = 64
 _LINES = 10
@@ -32,7 +32,7 @@ def overview(session: Session) -> None:
 
 
 @click.command()
-@click.argument("name", required=False, default="", shell_complete=complete_name)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
 @kind_option
 @click.option(
     "-n",
@@ -43,16 +43,19 @@ def overview(session: Session) -> None:
     metavar="N",
     help="Lines of the journal; 0 for none.",
 )
+@table_option
 @json_option
 @pass_session
-def status(session: Session, name: str, kind: str | None, lines: int) -> None:
-    r"""Show how the daemon is, or one region, device, client or flat device in detail, and what the journal has of it.
+def status(session: Session, names: tuple[str, ...], kind: str | None, lines: int) -> None:
+    r"""Show how the daemon is, or regions, devices, clients or flat devices in detail, with their lines of the journal.
 
     The daemon: its unit, for how long it has been running, where, what it costs, what it serves. A region: its
-    settings, its peers, and the rings that wait for them. A ring is pending until the peer's side has taken it: a
-    guest whose count only grows does not serve its interrupts, or is paused. A device: its settings, its front-end
-    and what both agreed on, guest memory, and its queues. A client or a flat device: its place in the region that it
-    joined, and who else is there. The counts are looked up without disturbing anything.
+    settings, its peers, and the rings that wait for them. A ring is pending until the peer's side has taken it. QEMU
+    takes rings also while its guest is paused or masks its interrupts, so a count that only grows tells of a QEMU that
+    hangs or was stopped (SIGSTOP), or of a host process that does not read its doorbells. A device: its settings, its
+    front-end and what both agreed on, guest memory, and its queues. A client or a flat device: its place in the region
+    that it joined, and who else is there. The counts are looked up without disturbing anything. With --json, several
+    NAMEs give a list.
 
     The journal's lines are there if the daemon logs to it and you may read it (root, group systemd-journal).
 
@@ -63,13 +66,21 @@ def status(session: Session, name: str, kind: str | None, lines: int) -> None:
       doorbellctl status demo -n 0 --json | jq '.peers[].pending'
       doorbellctl status disk0
     """
-    if name:
-        _status_of_one(session, name, kind or "", lines)
-    else:
+    if not names:
         _status_of_daemon(session, lines)
+        return
+    found = []
+    for place, name in enumerate(names):
+        if place and not session.json:
+            click.echo()
+        found.append(_status_of_one(session, name, kind or "", lines))
+    if session.json:
+        session.emit(found[0] if len(found) == 1 else found)
 
 
-def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
+def _status_of_one(session: Session, name: str, kind: str, lines: int) -> dict[str, Any]:
+    """Show one thing, unless JSON is wanted; gives what that is to have."""
+
     async def ask(daemon: Daemon) -> tuple[str, dict[str, Any], list[str]]:
         found, known = await daemon.find(name, kind)
         if found == "device":
@@ -84,8 +95,7 @@ def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
     found, known, whose = session.run(ask)
     journal = systemd.journal([*whose, f"DOORBELLD_{found.upper()}={name}"], lines)
     if session.json:
-        session.emit({"name": name, **known, "journal": journal})
-        return
+        return {"name": name, **known, "journal": journal}
     match found:
         case "region":
             tables.status(name, known)
@@ -94,6 +104,7 @@ def _status_of_one(session: Session, name: str, kind: str, lines: int) -> None:
         case _:
             client_tables.status(name, known)
     _show_journal(journal)
+    return {}
 
 
 async def _whose_journal(daemon: Daemon) -> list[str]:
@@ -190,7 +201,7 @@ def _daemon_in_words(known: dict[str, Any]) -> dict[str, str]:
         "Serves": f"{plural(known['regions'], 'region')}, {plural(known['peers'], 'peer')}, "
         f"{plural(known['backlog'], 'message')} waiting; "
         f"{plural(known['devices'], 'device')}, {plural(known['front-ends'], 'front-end')}" + _joined_in_words(known),
-        "Descriptors": f"{used['in-use']} of {used['limit']} in use",
+        "Descriptors": f"{used['in-use']:,} of {used['limit']:,} in use",
     }
 
 
@@ -238,20 +249,26 @@ async def _add_pending(daemon: Daemon, kind: str, name: str, region: dict[str, A
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_one_of(*_WITH_PEERS))
+@click.argument("name", required=False, default="", shell_complete=complete_one_of(*_WITH_PEERS))
 @kind_option_of(*_WITH_PEERS)
+@table_option
 @json_option
 @pass_session
 def peers(session: Session, name: str, kind: str | None) -> None:
     r"""List the peers of a region: guests and host processes that are connected now; or those that a client sees.
 
-    Of those in the region of another server no more is known than that it tells: their IDs and their doorbells.
+    Of those in the region of another server no more is known than that it tells: their IDs and their doorbells. Without
+    NAME the peers of all regions are listed; with --json as an object with the peers of each.
 
     \b
-    Example:
+    Examples:
+      doorbellctl peers
       doorbellctl peers demo
       doorbellctl peers demo --json | jq '.[].vm'
     """
+    if not name:
+        _peers_of_all(session)
+        return
     found, known = session.run(lambda daemon: daemon.find(name, kind, _WITH_PEERS))
     if session.json:
         session.emit(known["peers"])
@@ -263,6 +280,16 @@ def peers(session: Session, name: str, kind: str | None) -> None:
         click.echo(f"No peer is connected to {known['socket']}. What a guest needs: doorbellctl qemu-args {name}")
     else:
         tables.peers_of(known)
+
+
+def _peers_of_all(session: Session) -> None:
+    regions = session.run(lambda daemon: daemon.describe())["regions"]
+    if session.json:
+        session.emit({name: region["peers"] for name, region in regions.items()})
+    elif not any(region["peers"] for region in regions.values()):
+        click.echo("No peer is connected to any region. What there is: doorbellctl")
+    else:
+        tables.peers_of_all(regions)
 
 
 @click.command()

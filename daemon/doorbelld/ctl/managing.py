@@ -22,9 +22,10 @@ from .arguments import (
     complete_type,
     device_argument,
     kind_option,
+    yes_option,
 )
 from .reloading import ACTIONS, changes_in_words
-from .session import KINDS, WORDS, Daemon, Refused, Session, json_option, pass_session, place, plural
+from .session import KINDS, WORDS, Daemon, Refused, Session, ask_first, json_option, pass_session, place, plural
 
 _KEYS = (
     ("--size", str, "SIZE", "Bytes, or with K, M, G: a power of two. Default: 4M."),
@@ -167,7 +168,7 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
 @click.command()
 @click.argument("name", shell_complete=complete_name)
 @kind_option
-@click.option("--yes", is_flag=True, help="Do not ask, whoever is connected.")
+@yes_option
 @json_option
 @pass_session
 def remove(session: Session, name: str, kind: str | None, yes: bool) -> None:
@@ -188,7 +189,7 @@ def remove(session: Session, name: str, kind: str | None, yes: bool) -> None:
 
 @click.command("remove-device")
 @click.argument("device", shell_complete=complete_device)
-@click.option("--yes", is_flag=True, help="Do not ask, whoever is connected.")
+@yes_option
 @json_option
 @pass_session
 def remove_device(session: Session, device: str, yes: bool) -> None:
@@ -230,10 +231,7 @@ def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
     found, names = session.run(ask)
     there = _in_words(found, names)
     if there and not yes:
-        if not sys.stdin.isatty():
-            raise Refused(f'{found} "{name}" has {there} connected; to disconnect and remove it, add --yes')
-        if not click.confirm(f"{found.capitalize()} {name} has {there} connected. Disconnect and remove?", err=True):
-            raise Refused(f'{found} "{name}" stays')
+        ask_first(f'{found} "{name}" has {there} connected', "disconnect and remove it", f'{found} "{name}" stays')
     session.run(lambda daemon: daemon.call(_REMOVALS[found], "s", name, timeout=None))
     session.done(f"removed {WORDS[found]} {name}", name=name, disconnected=len(names))
 

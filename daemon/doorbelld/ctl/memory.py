@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The doorbelld authors
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands on shared memory: read, write. They go through the daemon, so they work from anywhere D-Bus does.
+"""Commands on shared memory: read, write, clear. They go through the daemon, so they work from anywhere D-Bus does.
 
 The memory is a region's, or that of the region which a client or a flat device joined.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import click
 
-from .arguments import Number, complete_one_of, kind_option_of
+from .arguments import Number, complete_one_of, kind_option_of, region_argument
 from .session import Daemon, Session, json_option, pass_session, plural
 
 _CHUNK = 1 << 20
@@ -115,3 +115,29 @@ def write(session: Session, name: str, offset: int, text: str, in_hex: bool, kin
     found = session.run(store)
     words = f"wrote {plural(len(data), 'byte')} at {offset} of {name}"
     session.done(words, **{found: name}, offset=offset, length=len(data))
+
+
+@click.command()
+@region_argument
+@click.option("--force", is_flag=True, help="Clear it though peers are connected.")
+@json_option
+@pass_session
+def clear(session: Session, region: str, force: bool) -> None:
+    r"""Set all of a region's memory to zero.
+
+    Memory outlives its guests, and some guests take what they find in it for their own. Nobody can join meanwhile.
+    With clear = "when-empty" in its configuration, a region does it by itself when the last peer has left.
+
+    \b
+    Examples:
+      doorbellctl clear demo
+      doorbellctl clear demo --force
+    """
+
+    async def work(daemon: Daemon) -> None:
+        from ..bus.library import Variant
+
+        await daemon.call_region(region, "Clear", "a{sv}", {"force": Variant("b", force)})
+
+    session.run(work)
+    session.done(f"cleared the memory of {region}", region=region)

@@ -278,9 +278,10 @@ def monitor(session: Session, name: str) -> None:
     Peers joining, and leaving with the reason; rings of the host peer with their counts; front-ends of devices
     coming, and going with the reason; devices that begin to run, stop or break; rings of clients and interrupts of flat
     devices, whom they see, and how they stand with their servers; all of these coming and going; reloads of the
-    configuration, with what they changed; the daemon going away and coming back. Guests ring each other without the
-    daemon, so those rings are not seen, and the requests to devices are not told one by one: see top. With --json each
-    event is one JSON object on a line of its own.
+    configuration, with what they changed; the daemon going away and coming back. A ring does not say who rang: only a
+    relay knows (pairs shows it), in a region with relay = true. Guests ring each other without the daemon, so those
+    rings are not seen, and the requests to devices are not told one by one: see top. With --json each event is one
+    JSON object on a line of its own.
 
     \b
     Examples:

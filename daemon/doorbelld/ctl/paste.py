@@ -85,7 +85,21 @@ def qemu(
     notes: list[str] = []
     count = _vectors(name, region, vectors, notes)
     arguments = qemu_arguments(name, region["socket"], count)
-    return Paste([arguments[:2], arguments[2:]], notes)
+    return Paste([*_name(region, notes), arguments[:2], arguments[2:]], notes)
+
+
+def _name(region: Mapping[str, Any], notes: list[str]) -> list[list[str]]:
+    """Write the VM's name where rules of the region go by it, and note what each rule gives."""
+    rules = [rule for rule in region.get("rules", ()) if "vm" in rule["match"]]
+    if not rules:
+        return []
+    gives = "; ".join(
+        f"{rule['match']['vm']} gets " + (f"ID {rule['id']}" if "id" in rule else "the ID that is free")
+        for rule in rules
+    )
+    notes.append(f"the region knows VMs by the name that -name gives them: {gives}")
+    example = rules[0]["match"]["vm"].replace("*", "1").replace("?", "1")
+    return [["-name", f"guest={escape(example)}"]]
 
 
 def command_line(paste: Paste, device: str, name: str = "guest1", shared: bool = False) -> Paste:
@@ -95,7 +109,9 @@ def command_line(paste: Paste, device: str, name: str = "guest1", shared: bool =
         return Paste([*head, ["-name", f"guest={name}"], ["-nographic"], *paste.groups], paste.notes)
     head = [["qemu-system-x86_64"], ["-M", "q35", "-accel", "kvm", "-cpu", "host", *([] if shared else ["-m", "1G"])]]
     tail = [["-drive", f"file={name}.qcow2,if=virtio"], ["-nographic"]]
-    return Paste([*head, ["-name", f"guest={name}"], *paste.groups, *tail], paste.notes)
+    named = any(group[0] == "-name" for group in paste.groups)
+    names = [] if named else [["-name", f"guest={name}"]]
+    return Paste([*head, *names, *paste.groups, *tail], paste.notes)
 
 
 def libvirt(

@@ -156,7 +156,9 @@ def _join(session: Session, region: str, word: str) -> tuple[Attachment, int | N
 @click.command(cls=Command)
 @region_argument
 @click.argument("peer", shell_complete=complete_peer)
-@click.option("--count", type=click.IntRange(0), default=0, metavar="N", help="Stop after N rings. Default: Ctrl-C.")
+@click.option(
+    "-c", "--count", type=click.IntRange(0), default=0, metavar="N", help="Stop after N rings. Default: Ctrl-C."
+)
 @click.option(
     "--vector",
     type=click.IntRange(0, UINT16_MAX),
@@ -165,7 +167,8 @@ def _join(session: Session, region: str, word: str) -> tuple[Attachment, int | N
     shell_complete=complete_vector,
     help="Ring and listen there. Default: 0.",
 )
-@click.option("--interval", type=Duration(), default="1s", metavar="TIME", help="Between rings. Default: 1s.")
+@click.option("-i", "--interval", type=Duration(), default="1s", metavar="TIME", help="Between rings. Default: 1s.")
+@click.option("-q", "--quiet", is_flag=True, help="Only sum up at the end.")
 @click.option("--timeout", type=Duration(), default="1s", metavar="TIME", help="For each answer. Default: 1s.")
 @json_option
 @pass_session
@@ -179,6 +182,7 @@ def ping(
     vector: int,
     interval: float,
     timeout: float,
+    quiet: bool,
 ) -> None:
     r"""Measure the way to PEER and back: join REGION, ring PEER, and wait until it rings back.
 
@@ -192,7 +196,7 @@ def ping(
     Examples:
       doorbellctl echo demo &
       doorbellctl ping demo 3
-      doorbellctl ping demo guest1 --vector 1 --count 1000 --interval 0
+      doorbellctl ping demo guest1 --vector 1 -q -c 1000 -i 0
 
     \b
     Exit status:
@@ -211,7 +215,8 @@ def ping(
             )
         if vector >= len(joined.client.doorbells[peer_id]):
             raise Refused(f'region "{region}": {joined.client.missing(peer_id, vector)}')
-        trip = Ping(joined, peer_id, vector, timeout, (lambda words: None) if session.json else click.echo)
+        silent = session.json or quiet
+        trip = Ping(joined, peer_id, vector, timeout, (lambda words: None) if silent else click.echo)
         reason = ""
         try:
             trip.run(count, interval)
@@ -236,7 +241,7 @@ def _sum_up(session: Session, joined: Attachment, peer_id: int, vector: int, fou
         return
     share = f" ({100 * found['lost'] / found['sent']:.3g} %)" if found["sent"] else ""
     click.echo(f"\n--- {joined.region}: peer {peer_id}, vector {vector}")
-    click.echo(f"{plural(found['sent'], 'ring')}, {plural(found['answered'], 'answer')}, {found['lost']} lost{share}")
+    click.echo(f"{plural(found['sent'], 'ring')}, {plural(found['answered'], 'answer')}, {found['lost']:,} lost{share}")
     if found["answered"]:
         times = "/".join(str(found[f"{name}-us"]) for name in ("min", "avg", "p99", "max"))
         click.echo(f"min/avg/p99/max = {times} us")
@@ -264,6 +269,40 @@ def answer(client: Client, peer_id: int | None, host: int | None = None) -> int:
     return answered
 
 
+class LoopGuess:
+    """Tells a loop by how often rings come: two peers that answer every ring, ring each other without end."""
+
+    _RATE = 1000.0
+    """Rings a second that nobody makes by hand for long."""
+    _SECONDS = 3.0
+
+    def __init__(self, now: float) -> None:
+        self._begin = now
+        self._count = 0
+        self._told = False
+
+    def see(self, answered: int, now: float) -> float:
+        """Count rings that were answered; gives how many there are a second, once, when they look like a loop."""
+        self._count += answered
+        seconds = now - self._begin
+        if self._told or seconds < self._SECONDS:
+            return 0.0
+        rate = self._count / seconds
+        self._begin, self._count = now, 0
+        self._told = rate >= self._RATE
+        return rate if self._told else 0.0
+
+
+def _loop(client: Client, host: int | None, rate: float) -> str:
+    """Say that it looks like a loop, and what ends it."""
+    others = [peer for peer in client.peers if peer != host]
+    who = f"peer {others[0]} rings" if len(others) == 1 else "somebody rings"
+    return (
+        f"{who} {rate:,.0f} times a second; a loop? Another peer that answers every ring is answered by us without "
+        "end: stop one of the two, or say with --to whom to ring"
+    )
+
+
 @click.command(cls=Command)
 @region_argument
 @click.option("--to", metavar="PEER", default="", shell_complete=complete_peer, help="Ring PEER only.")
@@ -273,7 +312,8 @@ def echo(session: Session, region: str, to: str) -> None:
     r"""Join REGION and ring back: whoever rings one of our vectors is rung at the same one, until Ctrl-C.
 
     A ring does not say who rang, so everybody else is rung, or PEER (an ID, or the name of a VM) with --to. Two of
-    these in one region without --to answer each other without end. Rings that come together are answered once. The
+    these in one region without --to answer each other without end; one that is rung that often says so. Rings that come
+    together are answered once. The
     host peer, which answers nobody, is rung by --to host only.
 
     \b
@@ -295,9 +335,13 @@ def echo(session: Session, region: str, to: str) -> None:
         else:
             click.echo(f"peer {client.id} of {region} rings {whom} back; Ctrl-C ends it")
             click.echo(f"try: doorbellctl ping {region} {client.id}")
+        guess = LoopGuess(time.monotonic())
         try:
             while True:
-                answered += answer(client, peer_id, joined.host)
+                count = answer(client, peer_id, joined.host)
+                answered += count
+                if rate := guess.see(count, time.monotonic()):
+                    click.echo(f"doorbellctl: {_loop(client, joined.host, rate)}", err=True)
         except KeyboardInterrupt:
             click.echo(f"answered {plural(answered, 'ring')}", err=True)
         except DoorbellError as error:

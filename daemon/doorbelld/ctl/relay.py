@@ -12,16 +12,21 @@ from typing import Any
 import click
 
 from ..ivshmem.table import RATE_MAX
-from . import tables
+from . import peernames, tables
 from .arguments import complete_peer, region_argument
-from .session import Daemon, Session, json_option, pass_session
+from .layout import Shape
+from .session import Daemon, Session, json_option, pass_session, table_option
 
-_COLUMNS = ("SENDER", "VM", "TARGET", "VM", ">RINGS", ">DELIVERIES", ">REFUSED", ">LIMIT", "PERMITTED")
+_PAIRS = Shape(
+    ("SENDER", "VM", "TARGET", "VM", ">RINGS", ">DELIVERIES", ">REFUSED", ">LIMIT", "PERMITTED"),
+    ("PERMITTED", ">DELIVERIES", ">REFUSED", ">LIMIT"),
+)
 _KEYS = ("sender", "target", "rings", "deliveries", "refused", "rate", "permitted")
 
 
 @click.command()
 @region_argument
+@table_option
 @json_option
 @pass_session
 def pairs(session: Session, region: str) -> None:
@@ -45,14 +50,14 @@ def pairs(session: Session, region: str) -> None:
     if session.json:
         session.emit(made)
         return
-    names = {peer["id"]: peer["vm"] or "-" for peer in known["peers"]}
+    names = {peer["id"]: peernames.cell(peer) for peer in known["peers"]}
     if known["host-peer"]:
         names[known["host-peer-id"]] = "host"
     if not made:
         click.echo(f"nobody can ring anybody in {region} yet; a guest attaches at {known['socket']}")
         return
     tables.table(
-        _COLUMNS,
+        _PAIRS,
         (
             [
                 *(pair["sender"], names.get(pair["sender"], "-"), pair["target"], names.get(pair["target"], "-")),
@@ -102,10 +107,8 @@ def limit(session: Session, region: str, sender: str, target: str, rate: int | N
         return ends
 
     one, other = session.run(change)
-    said = []
-    if permitted is not None:
-        said.append("may ring" if permitted else "may not ring")
+    verb = "interrupts" if permitted is None else "may ring" if permitted else "may not ring"
+    words = f"peer {one} {verb} peer {other} in {region}"
     if rate is not None:
-        said.append(f"interrupts at most {rate} times a second" if rate else "is not limited in ringing")
-    words = f"peer {one} {' and '.join(said)} peer {other} in {region}"
+        words += "," * (permitted is not None) + (f" at most {rate:,} times a second" if rate else " without a limit")
     session.done(words, region=region, sender=one, target=other, rate=rate, permitted=permitted)

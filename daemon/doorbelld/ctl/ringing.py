@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from . import peernames
 from .arguments import (
     complete_one_of,
     complete_peer,
@@ -20,8 +21,9 @@ from .arguments import (
     complete_vector,
     device_argument,
     kind_option_of,
+    yes_option,
 )
-from .session import UINT16_MAX, Daemon, Refused, Session, json_option, pass_session, plural
+from .session import UINT16_MAX, Daemon, Refused, Session, ask_first, json_option, pass_session, plural
 
 _WITH_PEERS = ("region", "client")
 
@@ -133,9 +135,10 @@ def broadcast(session: Session, name: str, kind: str | None) -> None:
 @click.argument("name", shell_complete=complete_one_of("region", "device"))
 @click.argument("peer", required=False, shell_complete=complete_peer)
 @kind_option_of("region", "device")
+@yes_option
 @json_option
 @pass_session
-def disconnect(session: Session, name: str, peer: str | None, kind: str | None) -> None:
+def disconnect(session: Session, name: str, peer: str | None, kind: str | None, yes: bool) -> None:
     """Drop the connection of a peer of a region, or that of a device's front-end.
 
     NAME is a region, and then PEER is an ID or the name of a VM; or it is a device, and then there is no PEER.
@@ -146,23 +149,46 @@ def disconnect(session: Session, name: str, peer: str | None, kind: str | None) 
 
     A device is brought to rest first, so that it never touches the guest's memory afterwards, and listens again for
     the next front-end. QEMU connects again if its chardev has reconnect=.
+
+    You are asked first; without a terminal to ask on, --yes is needed.
     """
 
-    async def drop(daemon: Daemon) -> int | None:
+    async def find(daemon: Daemon) -> tuple[int | None, str]:
         found = kind or ("region" if peer is not None else await daemon.kind_of(name, ("region", "device")))
         if found == "device":
             if peer is not None:
                 raise Refused(f'device "{name}" has one front-end and no peers; leave PEER out')
-            await daemon.call_device(name, "Disconnect")
-            return None
+            return None, _front_end_again(name, await daemon.device(name))
         if peer is None:
             raise Refused(f'"{name}" is a region; name the PEER to disconnect: doorbellctl peers {name}')
         number = await daemon.peer_id(name, peer)
-        await daemon.call_region(name, "Disconnect", "q", number)
-        return number
+        return number, _peer_again(name, number, await daemon.region(name))
 
-    number = session.run(drop)
+    number, cause = session.run(find)
+    if cause and not yes:
+        ask_first(cause, "disconnect it", f"{name} is as it was")
     if number is None:
+        session.run(lambda daemon: daemon.call_device(name, "Disconnect"))
         session.done(f"disconnected the front-end of {name}", device=name)
     else:
+        session.run(lambda daemon: daemon.call_region(name, "Disconnect", "q", number))
         session.done(f"disconnected peer {number} of {name}", region=name, peer=number)
+
+
+def _peer_again(region: str, peer_id: int, known: dict[str, Any]) -> str:
+    """Say what it takes for a peer of a region to be one again; empty if it is not there."""
+    peer = next((peer for peer in known["peers"] if peer["id"] == peer_id), None)
+    if peer is None:
+        return ""
+    again = "restarts" if peer["vm"] else "connects again"
+    return f'{peernames.sentence(peer)}, peer {peer_id} of region "{region}", is a peer again when it {again}'
+
+
+def _front_end_again(device: str, known: dict[str, Any]) -> str:
+    """Say what it takes for a device's front-end to be one again; empty if there is none."""
+    if (who := known["front-end"]) is None:
+        return ""
+    return (
+        f'{peernames.sentence(who)}, the front-end of device "{device}", has no device until it connects again (QEMU '
+        "does so if its chardev has reconnect=)"
+    )

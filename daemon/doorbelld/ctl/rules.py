@@ -16,6 +16,7 @@ import click
 
 from . import tables
 from .arguments import region_argument
+from .layout import Shape, when
 from .session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _process(vm: str | None, uid: str | None, gid: str | None, unit: str | None)
 
 def _show(name: str, region: Mapping[str, Any], there: Sequence[PeerRule]) -> None:
     if there:
-        tables.table((">RULE", "WHO", ">ID", "MAY RING", ">RATE"), map(_row, range(1, len(there) + 1), there))
+        tables.table(Shape((">RULE", "WHO", ">ID", "MAY RING", ">RATE")), map(_row, range(1, len(there) + 1), there))
         click.echo("\nSomebody whom no rule matches is refused.")
     else:
         click.echo(
@@ -92,7 +93,7 @@ def _show(name: str, region: Mapping[str, Any], there: Sequence[PeerRule]) -> No
     if refusals := region.get("refusals"):
         click.echo("\nRefused lately:")
         for refusal in refusals:
-            click.echo(f"  {tables.when(refusal['time'])}  {refusal['reason']}")
+            click.echo(f"  {when(refusal['time'])}  {refusal['reason']}")
 
 
 def _row(number: int, rule: PeerRule) -> list[object]:

@@ -37,9 +37,17 @@ _NOT_THERE = ("UnknownObject", "UnknownInterface", "UnknownMethod")
 class Failure(click.ClickException):
     """What ends a command: a line on standard error, and an exit status of its own."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        context = click.get_current_context(silent=True)
+        self._session = context.find_object(Session) if context else None
+
     def show(self, file: object = None) -> None:
-        """Tell it on standard error."""
-        click.echo(f"doorbellctl: {self.message}", err=True)
+        """Tell it on standard error: in words, or as JSON if that is wanted."""
+        if self._session is not None and self._session.json:
+            click.echo(json.dumps({"error": self.message, "status": self.exit_code}, ensure_ascii=False), err=True)
+        else:
+            click.echo(f"doorbellctl: {self.message}", err=True)
 
 
 class Refused(Failure):
@@ -56,6 +64,8 @@ class Session:
     json: bool = False
     ask_password: bool = True
     """Whether a person may be asked to authenticate, where there is a terminal to do so."""
+    no_trunc: bool = False
+    """Whether tables are printed whole, however narrow the terminal is."""
 
     def run(self, work: Callable[[Daemon], Coroutine[Any, Any, T]]) -> T:
         """Connect, do *work*, disconnect; errors become exit statuses.
@@ -162,8 +172,12 @@ class Daemon:
             raise Refused(f'device "{device}" has queues 0 to {count - 1}, not {queue}') from None
 
     async def describe(self) -> dict[str, Any]:
-        """Everything there is, as plain values, whose keys are spelled as in the configuration."""
-        return dict(json.loads(await self.call("Describe")))
+        """Everything there is, as plain values, whose keys are spelled as in the configuration; peers by their ID."""
+        known = dict(json.loads(await self.call("Describe")))
+        for kinds in ("regions", "clients", "flats"):
+            for one in known[kinds].values():
+                one["peers"].sort(key=lambda peer: peer["id"])
+        return known
 
     async def one(self, kind: str, name: str) -> dict[str, Any]:
         """One thing of `describe`, of one of `KINDS`.
@@ -225,7 +239,7 @@ class Daemon:
         return (await self.find(name, among[0] if len(among) == 1 else None, among))[0]
 
     async def peer_id(self, region: str, word: str, kind: str = "region") -> int:
-        """Read a peer: its ID, ``host``, or the name of its VM; of a client's peers only the ID is known."""
+        """Read a peer: its ID, ``host``, or a name (see `peernames`); of a client's peers only the ID is known."""
         if word.isascii() and word.isdecimal() and int(word) <= UINT16_MAX:
             return int(word)
         if kind == "client":
@@ -236,10 +250,12 @@ class Daemon:
             if not known["host-peer"]:
                 raise Refused(f'region "{region}" has no host peer; make it with --host-peer')
             return int(known["host-peer-id"])
-        ids = [int(peer["id"]) for peer in known["peers"] if peer["vm"] == word]
+        from . import peernames
+
+        ids = peernames.named(known["peers"], word)
         if len(ids) == 1:
             return ids[0]
-        there = ", ".join(f"{peer['id']} ({peer['vm'] or 'no name'})" for peer in known["peers"]) or "nobody"
+        there = ", ".join(f"{peer['id']} ({peernames.sentence(peer)})" for peer in known["peers"]) or "nobody"
         cause = f'several peers called "{word}"' if ids else f'no peer "{word}"'
         raise Refused(f'region "{region}" has {cause}; connected: {there}')
 
@@ -262,18 +278,35 @@ def _another(kind: str, name: str, other: str) -> Refused:
     return Refused(f'no {WORDS[kind]} "{name}", but a {WORDS[other]}; doorbellctl status {name} shows it')
 
 
+def ask_first(cause: str, action: str, otherwise: str) -> None:
+    """Ask the person at the terminal whether to do *action*, given the *cause* not to.
+
+    Raises:
+        Refused: the answer is no (the message is *otherwise*), or there is no terminal to ask on.
+    """
+    if not sys.stdin.isatty():
+        raise Refused(f"{cause}; to {action}, add --yes")
+    if not click.confirm(f"{cause[:1].upper()}{cause[1:]}. {action.capitalize()}?", err=True):
+        raise Refused(otherwise)
+
+
 pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
-def json_option(function: F) -> F:
-    """Add ``--json`` to a command: the same flag as the global one, where people look for it."""
+def _flag(name: str, words: str) -> Callable[[F], F]:
+    """Make what adds a flag of the whole program to a command, where people look for it."""
 
-    def turn_on(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    def turn_on(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            ctx.ensure_object(Session).json = True
+            setattr(ctx.ensure_object(Session), str(param.name), True)
 
-    option = click.option("--json", is_flag=True, expose_value=False, callback=turn_on, help="Print JSON.")
-    return option(function)
+    return click.option(name, is_flag=True, expose_value=False, callback=turn_on, help=words)
+
+
+json_option = _flag("--json", "Print JSON.")
+"""Adds ``--json`` to a command."""
+table_option = _flag("--no-trunc", "Print all columns, with dates, even if they do not fit on the terminal.")
+"""Adds ``--no-trunc`` to a command that prints a table."""
 
 
 def validate_bus(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -284,5 +317,5 @@ def validate_bus(_: click.Context, __: click.Parameter, value: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count with its noun: 1 peer, 2 peers."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    """Write a count with its noun: 1 peer, 2,000 peers."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

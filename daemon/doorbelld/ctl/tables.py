@@ -4,50 +4,54 @@
 
 from __future__ import annotations
 
-import datetime
+import os
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from ..ivshmem.spec import in_units
-from .session import plural
+from . import peernames
+from .layout import NONE, Shape, Since, lay_out
+from .session import Session, plural
 
-_PIPE_WIDTH = 4000
-_NONE = "-"
-RIGHT = ">"
-"""Put before a heading: the column's cells are numbers, aligned to the right."""
+_REGIONS = Shape(("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"), (">VECTORS", ">SIZE", ">PEERS"), path=True)
+_PEERS = Shape(
+    ("REGION", ">PEER", "VM (PROGRAM)", ">PID", ">UID", "SINCE", ">BACKLOG"), (">UID", ">PID", "SINCE", ">BACKLOG")
+)
+_PEERS_OF_ONE = Shape(
+    (">PEER", "VM (PROGRAM)", ">PID", ">UID", ">GID", "UNIT", ">VECTORS", "SINCE", ">BACKLOG"),
+    (">GID", ">UID", ">VECTORS", ">PID", "SINCE", ">BACKLOG", "UNIT"),
+)
+_PEERS_IN_DETAIL = Shape(
+    (">PEER", "VM (PROGRAM)", ">PID", ">UID", "SINCE", ">BACKLOG", "PENDING"), (">UID", ">PID", "SINCE", ">BACKLOG")
+)
 
 
-def when(microseconds: int) -> str:
-    """Write a time as the local clock shows it."""
-    return datetime.datetime.fromtimestamp(microseconds / 1e6).strftime("%Y-%m-%d %H:%M:%S")
+def width() -> int | None:
+    """Give the columns that there are on the terminal; None where a table is to be whole: in a pipe, or so wished."""
+    context = click.get_current_context(silent=True)
+    session = context.find_object(Session) if context else None
+    if not sys.stdout.isatty() or (session and session.no_trunc):
+        return None
+    return shutil.get_terminal_size().columns
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], emphasis: int = 0) -> None:
-    """Print *rows* below *headings* (`RIGHT` before one aligns it right); column *emphasis* stands out."""
-    from rich.console import Console
-    from rich.table import Table
-
-    on_terminal = sys.stdout.isatty()
-    console = Console(
-        width=None if on_terminal else _PIPE_WIDTH, markup=False, emoji=False, highlight=False, soft_wrap=False
-    )
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for place, heading in enumerate(headings):
-        made.add_column(
-            heading.removeprefix(RIGHT),
-            justify="right" if heading.startswith(RIGHT) else "left",
-            overflow="fold",
-            style="cyan" if place == emphasis else None,
-        )
-    for row in rows:
-        made.add_row(*(str(cell) for cell in row))
-    with console.capture() as captured:
-        console.print(made)
-    for line in captured.get().splitlines():
-        click.echo(line if on_terminal else line.rstrip(), color=on_terminal or None)
+def table(shape: Shape, rows: Iterable[Sequence[object]]) -> None:
+    """Print *rows* below their headings, within the width of the terminal; the first column stands out."""
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    for place, row in enumerate(lay_out(shape, rows, width())):
+        line = row.text.rstrip()
+        if colours and place:
+            first = len(row.cells[0])
+            line = click.style(line[:first], fg="cyan") + line[first:]
+        elif colours:
+            line = click.style(line, bold=True)
+        click.echo(line)
+        if row.path:
+            click.echo(row.path)
 
 
 def facts(known: Mapping[str, str]) -> None:
@@ -66,7 +70,7 @@ def overview(known: dict[str, Any], address: str) -> None:
     peers = sum(len(region["peers"]) for region in regions.values())
     used, limit = known["descriptors"]["in-use"], known["descriptors"]["limit"]
     where = address.removeprefix("unix:path=")
-    click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used} of {limit} descriptors in use")
+    click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used:,} of {limit:,} descriptors in use")
     click.echo()
     if not any(known[kinds] for kinds in ("regions", "devices", "clients", "flats")):
         click.echo(_NOTHING_YET)
@@ -98,7 +102,7 @@ def counts(known: Mapping[str, Any]) -> str:
 
 def _overview_of_regions(regions: Mapping[str, Mapping[str, Any]], peers: int) -> None:
     table(
-        ("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"),
+        _REGIONS,
         ([name, in_units(r["size"]), r["vectors"], len(r["peers"]), r["socket"]] for name, r in regions.items()),
     )
     click.echo()
@@ -107,9 +111,9 @@ def _overview_of_regions(regions: Mapping[str, Mapping[str, Any]], peers: int) -
         click.echo(f"No peer is connected. What a guest needs to connect: doorbellctl qemu-args {name}")
         return
     table(
-        ("REGION", ">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG"),
+        _PEERS,
         (
-            [name, p["id"], p["vm"] or _NONE, p["pid"], p["uid"], when(p["since"]), p["backlog"]]
+            [name, p["id"], peernames.cell(p), p["pid"], p["uid"], Since(p["since"]), p["backlog"]]
             for name, region in regions.items()
             for p in region["peers"]
         ),
@@ -130,16 +134,28 @@ configuration (/etc/doorbelld/doorbelld.toml, then doorbellctl reload)."""
 
 def peers_of(region: dict[str, Any]) -> None:
     """Print the peers of a region, in full."""
-    table(
-        (">PEER", "VM", ">PID", ">UID", ">GID", "UNIT", ">VECTORS", "SINCE", ">BACKLOG"),
-        (
-            [
-                *(p["id"], p["vm"] or _NONE, p["pid"], p["uid"], p["gid"], p["unit"] or _NONE),
-                *(p["vectors"], when(p["since"]), p["backlog"]),
-            ]
-            for p in region["peers"]
-        ),
-    )
+    table(_PEERS_OF_ONE, _everybody(region))
+
+
+def peers_of_all(regions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the peers of all *regions*, in full."""
+    shape = Shape(("REGION", *_PEERS_OF_ONE.headings), _PEERS_OF_ONE.drop)
+    table(shape, ([name, *row] for name, region in regions.items() for row in _everybody(region)))
+
+
+def _everybody(region: Mapping[str, Any]) -> Iterator[list[object]]:
+    """Make the rows of a region's peers, and of those that are absent."""
+    yield from map(_peer, region["peers"])
+    for p in region.get("absent", ()):
+        vectors = region["vectors"]
+        yield [p["id"], p["vm"] or NONE, "absent", p["uid"], NONE, p["unit"] or NONE, vectors, Since(p["left"]), NONE]
+
+
+def _peer(p: Mapping[str, Any]) -> list[object]:
+    return [
+        *(p["id"], peernames.cell(p), p["pid"], p["uid"], p["gid"], p["unit"] or NONE),
+        *(p["vectors"], Since(p["since"]), p["backlog"]),
+    ]
 
 
 def status(name: str, region: dict[str, Any]) -> None:
@@ -150,12 +166,13 @@ def status(name: str, region: dict[str, Any]) -> None:
         "Region": name,
         "Socket": region["socket"],
         "Access": access(region),
-        "Size": f"{in_units(region['size'])} ({region['size']} bytes)",
+        "Size": f"{in_units(region['size'])} ({region['size']:,} bytes)",
         "Vectors": f"{region['vectors']} per peer",
         "Backing": region["backing"],
-        "Peers": f"{len(region['peers'])} of at most {region['max-peers']}, IDs from {region['first-id']}",
+        "Peers": f"{len(region['peers'])} of at most {region['max-peers']:,}, IDs from {region['first-id']}",
+        **_absent(region),
         "Host peer": f"ID {region['host-peer-id']}" if host else "none",
-        "Host rings": f"{sum(region['host-rings'])}{_where(region['host-rings'])}" if host else _NONE,
+        "Host rings": f"{sum(region['host-rings']):,}{_where(region['host-rings'])}" if host else NONE,
         "Stall limit": stall,
         "Relay": _relay(region),
         "Rules": _rules(name, region),
@@ -166,15 +183,22 @@ def status(name: str, region: dict[str, Any]) -> None:
         click.echo(f"No peer is connected. What a guest needs to connect: doorbellctl qemu-args {name}")
         return
     table(
-        (">PEER", "VM", ">PID", ">UID", "SINCE", ">BACKLOG", "PENDING"),
+        _PEERS_IN_DETAIL,
         (
             [
-                *(p["id"], p["vm"] or _NONE, p["pid"], p["uid"], when(p["since"]), p["backlog"]),
+                *(p["id"], peernames.cell(p), p["pid"], p["uid"], Since(p["since"]), p["backlog"]),
                 pending_in_words(p["pending"]),
             ]
             for p in region["peers"]
         ),
     )
+
+
+def _absent(region: Mapping[str, Any]) -> dict[str, str]:
+    """Say whose IDs wait for them; an older daemon does not tell."""
+    absent = region.get("absent", [])
+    who = (f"{p['id']} for " + (p["vm"] or f"uid {p['uid']}") for p in absent[:5])
+    return {"Absent": f"IDs that wait: {', '.join(who)}{', ...' * (len(absent) > 5)}"} if absent else {}
 
 
 def _relay(region: Mapping[str, Any]) -> str:
@@ -202,9 +226,9 @@ def access(known: Mapping[str, Any]) -> str:
 
 def pending_in_words(pending: Sequence[int]) -> str:
     """Write how many rings wait for a peer, and at which vectors."""
-    return f"{sum(pending)}{_where(pending)}"
+    return f"{sum(pending):,}{_where(pending)}"
 
 
 def _where(counts: Sequence[int]) -> str:
-    some = ", ".join(f"vector {vector}: {count}" for vector, count in enumerate(counts) if count)
+    some = ", ".join(f"vector {vector}: {count:,}" for vector, count in enumerate(counts) if count)
     return f" ({some})" if some else ""

@@ -15,20 +15,20 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import tables
+from .layout import lay_out
 from .load import Sample, all_tables, frame, headline
 from .process import usage
-from .session import Daemon, Session, json_option, pass_session
+from .session import Daemon, Session, json_option, pass_session, table_option
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.live import Live
-    from rich.table import Table
+    from rich.text import Text
 
     from ..bus.client import Client, Signal
 
@@ -60,9 +60,9 @@ class PlainScreen:
     def show(self, made: dict[str, Any]) -> None:
         """Print a frame."""
         click.echo(f"{_clock()}  {headline(made)}")
-        for headings, rows in all_tables(made):
+        for shape, rows in all_tables(made):
             click.echo()
-            tables.table(headings, rows)
+            tables.table(shape, rows)
         click.echo()
         sys.stdout.flush()
 
@@ -83,8 +83,8 @@ class PlainScreen:
 class FullScreen:
     """The whole terminal, from the first frame on; what does not fit is cut off at the lower end.
 
-    In ``with`` only: the end restores the terminal, and so does `leave`, until the next frame. *quit_now* is cancelled
-    when q is typed.
+    In ``with`` only: the end restores the terminal and leaves the last look on it. `leave` restores it until the next
+    frame. *quit_now* is cancelled when q is typed.
     """
 
     def __init__(self, delay: float, quit_now: asyncio.Task[Any]) -> None:
@@ -101,7 +101,12 @@ class FullScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        shown = self._live is not None
         self.leave()
+        if shown and self._last is not None:
+            lines = self._lines(f"every {self._delay:g} s")
+            for line in lines[: self._console.height - 1]:  # the shell's prompt takes the last one
+                self._console.print(line, no_wrap=True, overflow="crop")
 
     def leave(self) -> None:
         """Give the terminal back for now: somebody is to be asked for a password on it."""
@@ -131,30 +136,25 @@ class FullScreen:
 
     def _draw(self, words: str, style: str = "dim") -> None:
         from rich.console import Group
+
+        self._enter().update(Group(*self._lines(words, style)), refresh=True)
+
+    def _lines(self, words: str, style: str = "dim") -> list[Text]:
         from rich.text import Text
 
-        parts: list[RenderableType] = [Text(f"{_clock()}  {words}", style=style)]
-        if self._last is not None:
-            parts.append(Text(headline(self._last)))
-            for headings, rows in all_tables(self._last):
-                parts += [Text(), _grid(headings, rows[: self._console.height])]
-        self._enter().update(Group(*parts), refresh=True)
-
-
-def _grid(headings: Sequence[str], rows: list[list[object]]) -> Table:
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold reverse")
-    for place, heading in enumerate(headings):
-        made.add_column(
-            heading.removeprefix(tables.RIGHT),
-            justify="right" if heading.startswith(tables.RIGHT) else "left",
-            no_wrap=True,
-            style=None if place else "cyan",
-        )
-    for row in rows:
-        made.add_row(*map(str, row))
-    return made
+        lines = [Text(f"{_clock()}  {words}", style=style)]
+        if self._last is None:
+            return lines
+        width = self._console.width if tables.width() else None
+        lines += Text(headline(self._last)).wrap(self._console, self._console.width)
+        for shape, rows in all_tables(self._last):
+            lines.append(Text())
+            for place, row in enumerate(lay_out(shape, rows[: self._console.height], width)):
+                line = Text(row.text, style="" if place else "bold reverse", no_wrap=True, overflow="crop")
+                if place:
+                    line.stylize("cyan", 0, len(row.cells[0]))
+                lines.append(line)
+        return lines
 
 
 def _clock() -> str:
@@ -273,6 +273,7 @@ class Top:
 )
 @click.option("-n", "--iterations", type=click.IntRange(1), metavar="N", help="End after N looks. Default: never.")
 @click.option("-b", "--batch", is_flag=True, help="Plain columns, one look below the other, on a terminal too.")
+@table_option
 @json_option
 @pass_session
 def top(session: Session, delay: float, iterations: int | None, batch: bool) -> None:

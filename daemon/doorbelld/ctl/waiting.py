@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -90,7 +91,7 @@ class Wait:
     """One run of the command: what is waited for, and what happens then.
 
     *limit* is how many rings are told of before it ends; None is no limit, but for *last*: the first time ends it.
-    *begin* is told on standard error once nothing is missed any more.
+    *begin* is told on standard error once nothing is missed any more. With *clock* the time stands before each line.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class Wait:
         last: bool = False,
         limit: int | None = None,
         begin: str = "",
+        clock: bool = False,
     ) -> None:
         self._session = session
         self._name = name
         self._kind = kind
         self._limit = limit
         self._begin = begin
+        self._clock = clock
         self._vector = vector
         self._least = least
         self._command = command
@@ -212,7 +215,8 @@ class Wait:
                 click.echo(json.dumps(values))
             else:
                 times = plural(rings.count, "ring")
-                click.echo(f"{self._name}: vector {rings.vector}: {times}, {rings.total} in all")
+                clock = f"{datetime.datetime.now():%H:%M:%S}  " if self._clock else ""
+                click.echo(f"{clock}{self._name}: vector {rings.vector}: {times}, {rings.total:,} in all")
             sys.stdout.flush()
             return 0
         finally:
@@ -314,7 +318,8 @@ def wait(session: Session, /, name: str, vector: int | None, kind: str | None, *
     if given["after"] is not None and vector is None:
         raise click.UsageError("--after is a total of one vector; name the VECTOR")
     least, command = given["count"], given["command"]
-    waiting = Wait(session, name, kind, vector, given["after"], least, command, last=not given["forever"])
+    begin = f"waiting for a ring of {name}; Ctrl-C ends it" if sys.stderr.isatty() else ""
+    waiting = Wait(session, name, kind, vector, given["after"], least, command, last=not given["forever"], begin=begin)
     try:
         status = run_until_stopped(lambda: waiting.run(given["timeout"]))
     except Stopped as stopped:

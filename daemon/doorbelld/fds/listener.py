@@ -6,6 +6,8 @@ The inode is born without any permission (``fchmod`` on a socket before ``bind``
 and mode only once it listens, so nobody slips in early and nobody who may connect ever meets a socket that does not
 answer. A stale socket is removed; a live one is refused, naming the process that serves it; anything else at the
 path is never touched.
+
+A directory that is missing on the way to the socket is made, and removed with the socket if nothing else is in it then.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import pwd
 import socket
 import stat
+from collections.abc import Sequence
 
 from ..errors import SocketInUse, SocketUnavailable
 from .owned import Fd
@@ -34,14 +37,18 @@ _CURES = {
 
 
 class Listener:
-    """A listening UNIX stream socket that unlinks its path when closed, if the path is still its own."""
+    """A listening UNIX stream socket that unlinks its path when closed, if the path is still its own.
 
-    def __init__(self, sock: socket.socket, path: str, ours: bool = True) -> None:
+    *made* are the directories that were made for it, the uppermost first; they are removed with it if they are empty.
+    """
+
+    def __init__(self, sock: socket.socket, path: str, ours: bool = True, made: Sequence[str] = ()) -> None:
         self.sock = sock
         self.path = path
         self.ours = ours
         """Whether the path is ours to remove; it is systemd's if that made the socket."""
         self._inode = _inode(path) if ours else None
+        self._made = made
 
     @classmethod
     def open(cls, path: str, *, owner: str = "", group: str = "", mode: int = 0o660) -> Listener:
@@ -60,7 +67,16 @@ class Listener:
 
     @classmethod
     def _open(cls, path: str, owner: str, group: str, mode: int) -> Listener:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        made: list[str] = []
+        try:
+            _make_directory(os.path.dirname(path), made)
+            return cls._bind(path, owner, group, mode, made)
+        except BaseException:
+            remove_empty(made)
+            raise
+
+    @classmethod
+    def _bind(cls, path: str, owner: str, group: str, mode: int, made: Sequence[str]) -> Listener:
         _clear(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -71,7 +87,7 @@ class Listener:
                 if owner or group:
                     os.chown(path, user_id(owner), group_id(group), follow_symlinks=False)
                 os.chmod(path, mode)
-                return cls(sock, path)
+                return cls(sock, path, made=made)
             except BaseException:
                 os.unlink(path)
                 raise
@@ -109,6 +125,14 @@ class Listener:
             if self._inode and _inode(self.path) == self._inode:
                 with contextlib.suppress(OSError):
                     os.unlink(self.path)
+                remove_empty(self._made)
+
+
+def remove_empty(directories: Sequence[str]) -> None:
+    """Remove those of *directories* that are there and empty, the last first."""
+    for directory in reversed(directories):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def bound_to(listening: Fd | None) -> str:
@@ -148,6 +172,16 @@ def _number(digits: str) -> int:
     if len(digits) > 10 or int(digits) > _ID_MAX:
         raise KeyError(digits)
     return int(digits)
+
+
+def _make_directory(path: str, made: list[str]) -> None:
+    """Make the directory *path*, and what is missing above it; *made* gets each as it is made."""
+    if not path or os.path.isdir(path):
+        return
+    _make_directory(os.path.dirname(path), made)
+    with contextlib.suppress(FileExistsError):  # somebody else made it meanwhile; if it is no directory, bind says so
+        os.mkdir(path, 0o755)
+        made.append(path)
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -37,6 +37,8 @@ class Credentials:
     unit: str = ""
     program: str = ""
     """Base name of what it runs."""
+    label: str = ""
+    """What it calls itself, if it attached over D-Bus and said so. Nothing vouches for that, so no rule looks at it."""
 
     @property
     def identity(self) -> str:
@@ -61,6 +63,11 @@ def identify(sock: socket.socket) -> Credentials:
     argv = _read(f"/proc/{known.pid}/cmdline").split(b"\0")
     program = _printable(os.path.basename(argv[0]))
     return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program)
+
+
+def process_name(pid: int) -> str:
+    """Give the name of a process as ps(1) shows it (/proc/PID/comm); empty if it is gone."""
+    return _printable(_read(f"/proc/{pid}/comm").rstrip(b"\n")) if pid > 0 else ""
 
 
 def vm_name_of(argv: list[bytes]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ def describe_region(region: Region, refusals: Iterable[tuple[int, str]] = ()) ->
                 "gid": peer.who.gid,
                 "vm": peer.who.vm_name,
                 "unit": peer.who.unit,
+                "program": peer.who.program,
+                "label": peer.who.label,
                 "since": peer.since,
                 "vectors": peer.vectors,
                 "backlog": peer.backlog,
@@ -76,6 +79,7 @@ def describe_device(device: Backend) -> dict[str, Any]:
             "gid": who.gid,
             "vm": who.vm_name,
             "unit": who.unit,
+            "program": who.program,
             "since": device.since,
             "features": device.feature_names(device.accepted_features),
             "protocol-features": device.protocol_feature_names(device.accepted_protocol_features),
@@ -106,6 +110,19 @@ def describe_client(client: HostClient) -> dict[str, Any]:
     if isinstance(client, HostFlat):
         known |= {"iv-position": client.read(Register.IVPOSITION), "interrupts": client.interrupts}
     return known
+
+
+def name_our_own(known: Mapping[str, Any]) -> None:
+    """Say of each peer in *known* which client or flat device of ours it is, if any (``own``)."""
+    regions = {region["socket"]: region for region in known["regions"].values()}
+    for region in regions.values():
+        for peer in region["peers"]:
+            peer["own"] = ""
+    for kind in ("client", "flat"):
+        for name, one in known[f"{kind}s"].items():
+            for peer in regions.get(one["socket"], {}).get("peers", ()):
+                if (peer["id"], peer["pid"]) == (one["id"], os.getpid()):
+                    peer["own"] = f"{kind} {name}"
 
 
 def _rings(region: Region, peer_id: int) -> dict[str, int]:

@@ -43,7 +43,7 @@ from ..ivshmem.spec import RegionSpec
 from ..vhost.backend import Backend
 from ..vhost.spec import DeviceSpec
 from .clients import CLIENT, FLAT, Dock
-from .describe import describe_client, describe_device, describe_region
+from .describe import describe_client, describe_device, describe_region, name_our_own
 from .events import (
     DeviceAdded,
     DeviceRemoved,
@@ -65,13 +65,13 @@ class _RegionRemains(Remains):
 
     def __init__(self, prefix: str, kept: Kept) -> None:
         super().__init__(prefix, kept, read_state)
-        self._socket = listener.bound_to(self.kept.copy("listener"))
+        self.socket = listener.bound_to(self.kept.copy("listener"))
 
     def clear(self, in_use: set[str]) -> None:
         """Make room for a new region where its socket is, unless that path is *in_use*."""
-        if self._socket and self._socket not in in_use:
+        if self.socket and self.socket not in in_use:
             with contextlib.suppress(OSError):
-                os.unlink(self._socket)
+                os.unlink(self.socket)
 
 
 class Host:
@@ -197,6 +197,7 @@ class Host:
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
         for remains in unusable:
             remains.clear(in_use)
+            self._tidy(remains.socket)
             remains.close()
         return [
             *(Unusable(remains.name, remains.trouble) for remains in unusable),
@@ -271,6 +272,16 @@ class Host:
             return spec
         return dataclasses.replace(spec, socket=os.path.join(self.runtime_directory, spec.name, "socket"))
 
+    def _tidy(self, socket: str) -> None:
+        """Remove the directory of a *socket* that is gone, if it is empty and directly below our own directory.
+
+        A listener removes the directories that it made. This one may have been made before a restart, by our
+        predecessor.
+        """
+        directory = os.path.dirname(socket)
+        if os.path.dirname(directory) == self.runtime_directory:
+            listener.remove_empty([directory])
+
     def remove_region(self, name: str) -> None:
         """Disconnect a region's peers and let go of it.
 
@@ -280,6 +291,7 @@ class Host:
         region = self.region(name)
         region.close()
         del self.regions[name]
+        self._tidy(region.spec.socket)
         self._emit(RegionRemoved(region))
 
     # Devices
@@ -340,6 +352,7 @@ class Host:
         finally:
             self._going.discard(name)
             self.devices.pop(name, None)
+            self._tidy(device.spec.socket)
             self._emit(DeviceRemoved(device))
 
     # Clients and flat devices
@@ -418,6 +431,8 @@ class Host:
         """Bring all devices to rest and let go of them, without a word; gives what they were."""
         devices = [self.devices.pop(name) for name in list(self.devices)]
         await asyncio.gather(*(device.close(reason) for device in devices))
+        for device in devices:
+            self._tidy(device.spec.socket)
         return devices
 
     async def close(self) -> None:
@@ -431,6 +446,7 @@ class Host:
                 region.let_go()
             else:
                 region.close("the daemon stops")
+                self._tidy(region.spec.socket)
         self._spare.close()
 
     @property
@@ -447,7 +463,7 @@ class Host:
 
     def describe(self) -> dict[str, Any]:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
-        return {
+        known = {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
             "regions": {
                 name: describe_region(region, self._refusals.get(name, ()))
@@ -457,3 +473,5 @@ class Host:
             "clients": {name: describe_client(client) for name, client in sorted(self.clients.items())},
             "flats": {name: describe_client(flat) for name, flat in sorted(self.flats.items())},
         }
+        name_our_own(known)
+        return known

@@ -24,7 +24,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import DoorbellError, NoSuchPeer, NoSuchVector
 from ..ivshmem.client import Client, Event, Rung
@@ -62,16 +62,26 @@ class Repl:
     """Reads commands, does them with *client*, and tells what happens; *verbose* tells who comes and goes, too.
 
     A *client* that is not connected is connected to its path. With *again* that is done over and over when the server
-    is not there or goes away; else its end is ours. *screen* is for tests.
+    is not there or goes away; else its end is ours. *names* are words for IDs of peers, such as ``host``. *hint* is
+    told to a person at the start. *screen* is for tests.
     """
 
     def __init__(
-        self, client: Client, *, verbose: bool = False, again: bool = True, screen: Screen | None = None
+        self,
+        client: Client,
+        *,
+        verbose: bool = False,
+        again: bool = True,
+        screen: Screen | None = None,
+        names: Mapping[str, int] | None = None,
+        hint: str = "type help for the words",
     ) -> None:
         self._client = client
         self._verbose = verbose
         self._again = again
         self._screen = screen
+        self._names = names or {}
+        self._hint = hint
         self._lock = threading.Condition()
         self._connected = False  # and greeted
         self._since = 0.0
@@ -98,7 +108,7 @@ class Repl:
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             if self._wait() and screen.interactive:
-                screen.tell("type help for the words")
+                screen.tell(self._hint)
             while not self._over and (line := screen.read()) is not None and self.do(line):
                 pass
         finally:
@@ -139,10 +149,10 @@ class Repl:
             case ["int", "all"]:
                 self._ring(self._client.notify_broadcast)
             case ["int", peer, "all"]:
-                peer_id = _number(peer, "peer ID")
+                peer_id = self._peer(peer)
                 self._ring(lambda: self._client.notify_all_vectors(peer_id))
             case ["int", peer, vector]:
-                peer_id, number = _number(peer, "peer ID"), _number(vector, "vector")
+                peer_id, number = self._peer(peer), _number(vector, "vector")
                 self._ring(lambda: self._client.notify(peer_id, number))
             case ["int", *_]:
                 raise Wrong('int takes a peer and a vector: write "int 0 1", "int 0 all" or "int all"')
@@ -153,6 +163,10 @@ class Repl:
                 meant = f"did you mean {close[0]}?" if close else "type help for those there are"
                 raise Wrong(f"{word!r} is no command; {meant}")
         return ""
+
+    def _peer(self, word: str) -> int:
+        """Read a peer: its ID, or the name that *names* has for it."""
+        return self._names[word] if word in self._names else _number(word, "peer ID")
 
     def _ring(self, ring: Callable[[], None]) -> None:
         """Do *ring*, for which the peer may have to arrive yet."""
@@ -195,7 +209,11 @@ class Repl:
             case []:
                 choices = [f"{each} " if each == "int" else each for each in WORDS]
             case ["int"]:
-                choices = ["all", *(f"{peer_id} " for peer_id in sorted(everybody))]
+                choices = [
+                    "all",
+                    *(f"{peer_id} " for peer_id in sorted(everybody)),
+                    *(f"{name} " for name in self._names),
+                ]
             case ["int", peer] if peer.isdecimal():
                 choices = ["all", *map(str, range(everybody.get(int(peer), 0)))]
             case _:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from doorbelld.bus.address import of_socket, resolve
+from doorbelld.bus.address import of_socket, resolve, socket_of
 from doorbelld.errors import BusUnavailable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +54,16 @@ def test_any_path_makes_an_address_that_leads_back_to_it(path: str) -> None:
     address = of_socket(path)
     assert re.fullmatch(r"unix:path=[-0-9A-Za-z_/.%]*", address)  # both libraries refuse anything else
     assert unquote(address.removeprefix("unix:path=")) == path
+
+
+def test_address_names_its_socket_or_none() -> None:
+    assert socket_of("unix:path=/run/b%20c,guid=1") == "/run/b c"
+    assert [socket_of(address) for address in ("unix:abstract=x", "tcp:path=/x", "unix:path=/a;unix:path=/b", "")] == [
+        ""
+    ] * 4
+
+
+@given(st.text(st.characters(blacklist_characters="\0")).map(lambda name: f"/{name}"))
+def test_socket_of_is_inverse_of_of_socket(path: str) -> None:
+    path = path.encode(errors="replace").decode()
+    assert socket_of(of_socket(path)) == path

@@ -38,7 +38,7 @@ def test_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
     client_tables.status("lab", client(peers=[{**PEER, "pending": [0, 4]}]))
     said = capsys.readouterr().out
-    for line in ("Client: lab", "ID: 3", "Memory: 8K (8192 bytes)", "Rings: 3 (vector 0: 1, vector 1: 2)"):
+    for line in ("Client: lab", "ID: 3", "Memory: 8K (8,192 bytes)", "Rings: 3 (vector 0: 1, vector 1: 2)"):
         assert re.search(rf"^ *{re.escape(line)}$", said, re.M)
     assert re.search(r"^ +7 +2 +2023-\S+ \S+ +4 \(vector 1: 4\)$", said, re.M)
     client_tables.status("mcu", flat(**ALONE, **{"memory-size": 4 << 20, "reconnect": False}))

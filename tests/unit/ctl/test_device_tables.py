@@ -81,7 +81,7 @@ def test_status_of_a_device_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         "Protocol: MQ\n",
         "Status: ACKNOWLEDGE DRIVER DRIVER_OK FEATURES_OK",
         "Memory: 2.0 MiB in 2 regions; 0x100000000: No such device",
-        "Configuration: a disk of 1.0 MiB (2048 sectors)",
+        "Configuration: a disk of 1.0 MiB (2,048 sectors)",
         "No queue is set up by the guest yet.",
     ):
         assert words in said

@@ -136,4 +136,4 @@ def test_a_device_made_anew_counts_from_nothing() -> None:
 def test_tables_without_rows_are_left_out() -> None:
     assert list(all_tables(frame(None, sample(1.0)))) == []
     made = frame(None, sample(1.0, devices={"disk0": device(1)}, demo=region(1)))
-    assert [headings[0] for headings, _ in all_tables(made)] == ["REGION", "DEVICE"]
+    assert [shape.headings[0] for shape, _ in all_tables(made)] == ["REGION", "DEVICE"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from doorbelld.ctl.bench import rows, summary
-from doorbelld.ctl.ping import Tally, percentile
+from doorbelld.ctl.ping import LoopGuess, Tally, percentile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,3 +50,16 @@ def test_the_table_has_what_was_measured() -> None:
     assert not any("into" in str(row[0]) or "relayed" in str(row[0]) for row in few)
     assert len(list(rows({**made, "relayed": bells}))) == len(few) + 2
     assert {len(row) for row in few} == {5}
+
+
+def test_many_rings_for_seconds_look_like_a_loop_once() -> None:
+    guess = LoopGuess(0.0)
+    assert [guess.see(20_000, at) for at in (1.0, 2.0, 2.9)] == [0.0] * 3
+    assert guess.see(20_000, 4.0) == 20_000.0
+    assert [guess.see(20_000, at) for at in (5.0, 8.0, 11.0)] == [0.0] * 3
+
+
+def test_few_rings_or_a_burst_look_like_no_loop() -> None:
+    guess = LoopGuess(0.0)
+    assert [guess.see(900, float(at)) for at in range(1, 20)] == [0.0] * 19
+    assert guess.see(2_000, 30.0) == 0.0

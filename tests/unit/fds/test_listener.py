@@ -44,6 +44,42 @@ def test_makes_its_directory(path: str) -> None:
     listener.close()
 
 
+def test_directories_that_it_made_are_removed_with_the_socket(path: str) -> None:
+    os.mkdir(path)
+    listener = Listener.open(f"{path}/a/b/s")
+    listener.close()
+    assert os.listdir(path) == []
+
+
+def test_directory_that_was_there_stays(path: str) -> None:
+    os.mkdir(path)
+    Listener.open(f"{path}/s").close()
+    assert os.listdir(path) == []
+
+
+def test_directory_with_something_else_in_it_stays(path: str) -> None:
+    listener = Listener.open(f"{path}/a/s")
+    Path(f"{path}/other").touch()
+    listener.close()
+    assert os.listdir(path) == ["other"]
+
+
+def test_failed_open_leaves_no_directory(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkdir(path)
+    with pytest.raises(KeyError):
+        Listener.open(f"{path}/a/b/s", owner="nobody-of-that-name")
+    with pytest.raises(SocketUnavailable):
+        Listener.open(f"{path}/a/{'x' * PATH_MAX}/{'y' * 250}")
+    assert os.listdir(path) == []
+
+
+def test_path_that_was_handed_on_keeps_its_directory(path: str) -> None:
+    listener = Listener.open(f"{path}/a/s")
+    with listener.steal():
+        listener.close()
+        assert os.path.exists(f"{path}/a/s")
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
 def test_mode_whatever_the_umask(path: str, mode: int) -> None:
     before = os.umask(0o077)

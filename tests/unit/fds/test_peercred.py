@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from doorbelld.fds import peercred
-from doorbelld.fds.peercred import Credentials, credentials, identify, vm_name_of
+from doorbelld.fds.peercred import Credentials, credentials, identify, process_name, vm_name_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +75,8 @@ def test_unit_and_machine(monkeypatch: pytest.MonkeyPatch, cgroup: str, unit: st
 def test_a_process_that_is_gone_is_unknown() -> None:
     assert peercred._read("/proc/0/cgroup") == b""
     assert peercred._read("/proc/self") == b""
+
+
+def test_process_name_is_what_ps_shows() -> None:
+    assert process_name(os.getpid()) == Path("/proc/self/comm").read_text().rstrip("\n")
+    assert process_name(0) == process_name(1 << 30) == ""

@@ -330,6 +330,21 @@ async def test_several_regions_come_back_and_one_does_not(host: Host, second: Ho
     assert list(satchel.copies) == ["stranger"]
 
 
+async def test_region_restored_after_restart_removes_directory_that_predecessor_made(
+    host: Host, second: Host, satchel: Satchel, short_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        await host.create_region(RegionSpec(name))
+    await host.close()
+    keep_line(satchel, "r2.", b"nonsense")
+    second.revive(kept_by(satchel), {}, Kept())
+    assert sorted(os.listdir(short_path / "run")) == ["a", "c"]
+    (short_path / "run" / "c" / "else").touch()
+    second.remove_region("a")
+    second.remove_region("c")
+    assert os.listdir(short_path / "run") == ["c"]
+
+
 async def test_what_a_newer_version_left_is_not_touched(host: Host, second: Host, satchel: Satchel) -> None:
     for name in ("a", "b"):
         await host.create_region(RegionSpec(name))

@@ -160,7 +160,7 @@ def selinux(view: View) -> Iterator[Finding]:
 
 
 def stale(view: View) -> Iterator[Finding]:
-    """No socket lies about that nobody serves: a guest that was told of it is refused."""
+    """No socket lies about that nobody serves: a guest that was told of it is refused. Nor does an empty directory."""
     served = {path for _, path in listening(view)}
     directories = {RUNTIME_DIRECTORY, *(os.path.dirname(os.path.dirname(path)) for path in served)}
     found = False
@@ -172,5 +172,19 @@ def stale(view: View) -> Iterator[Finding]:
             found = True
             cure = f"rm {path}; or, if guests are to connect there, make {place.parent.name} again"
             yield hint(f"{path}: nobody listens there", cure)
+        if empty := list(_empty(view, directory)):
+            found = True
+            said = f"{', '.join(empty)}: nothing is in there; a daemon was killed that served it"
+            yield hint(said, f"rmdir {' '.join(empty)}")
     if not found:
         yield fine("there is none")
+
+
+def _empty(view: View, directory: str) -> Iterator[str]:
+    """Give the empty directories in *directory*, as far as we may look into them."""
+    for place in sorted(view.place(directory).glob("*/")):
+        try:
+            if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+                yield f"{directory}/{place.name}"
+        except OSError:
+            continue

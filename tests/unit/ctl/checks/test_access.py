@@ -136,6 +136,19 @@ def test_stale_sockets(stage: Stage) -> None:
     assert (level, "rm /srv/vm/gone/socket" in said) == ("hint", True)
 
 
+def test_empty_directory_that_was_left_over_is_named(stage: Stage) -> None:
+    stage.serve(demo=region())
+    stage.listen(SOCKET)
+    stage.file("/run/doorbelld/full/else", "")
+    for name in ("selftest-1", "bench-2"):
+        (stage.root / "run/doorbelld" / name).mkdir()
+    assert only(access.stale, stage) == (
+        "hint",
+        "/run/doorbelld/bench-2, /run/doorbelld/selftest-1: nothing is in there; a daemon was killed that served it | "
+        "rmdir /run/doorbelld/bench-2 /run/doorbelld/selftest-1",
+    )
+
+
 # Devices
 
 
