@@ -26,7 +26,6 @@ from support.otherserver import LIES, OtherServer
 from support.rawclient import RawClient
 
 from .test_bus import methods_of
-from .test_exec_restart import restart
 from .test_restart import Site
 
 HERE = Path(__file__).parent
@@ -475,7 +474,7 @@ def test_they_survive_being_executed_anew(short_path: Path) -> None:
                 rung += 1
 
             for _ in range(3):
-                restart(daemon, ring)
+                daemon.restart(ring)
                 peer.take()
                 assert peer.log.count(("left", 0)) == peer.log.count(("left", 1)) == 0, "nobody notices"
             with Client(daemon.bus) as client:

@@ -20,7 +20,6 @@ from support.rawclient import RawClient
 
 from .test_ctl import Ctl, Monitor, complete, ctl
 from .test_ctl_live import Running, eventually
-from .test_exec_restart import restart
 
 __all__ = ["ctl"]  # a fixture
 
@@ -344,7 +343,7 @@ def test_nothing_is_lost_over_a_restart(short_path: Path) -> None:
                     os.eventfd_write(guest.fds[1][0], 1)
                     rung += 1
 
-                restart(daemon, ring)
+                daemon.restart(ring)
                 ring()
                 told = 0
                 while told < rung:

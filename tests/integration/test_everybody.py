@@ -32,8 +32,6 @@ from support.guest.qemu import Qemu
 from support.guest.vm import Guest
 from support.needs import require
 
-from .test_exec_restart import restart
-
 HOST = 65535
 VECTORS = 4
 SIZE = 4 << 20
@@ -310,7 +308,7 @@ def test_everybody_rings_everybody_and_sees_the_same_memory(stage: tuple[Daemon,
 
         for turn in range(VECTORS + 1):
             if turn == VECTORS:
-                restart(daemon)
+                daemon.restart()
             for sender, target in permutations(parties, 2):
                 vector = (sender.id + turn) % VECTORS  # so the three who ring somebody in a turn can be told apart
                 sender.ring(target.id, vector)
