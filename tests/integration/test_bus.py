@@ -223,6 +223,7 @@ def test_every_method_of_a_region(api: Any, daemon: Daemon, peer: RawClient) -> 
         close(api.call(DEMO, "Region", *call))
     for call in (("ListPairs",), ("LimitPair", "qqu", 0, HOST, 5), ("PermitPair", "qqb", 0, HOST, False)):
         assert "make it with relay = true" in refused(api.call, DEMO, "Region", *call)
+    assert "peers; disconnect them" in refused(api.call, DEMO, "Region", "Clear", "a{sv}", {})
     api.call(DEMO, "Region", "Disconnect", "q", 0)
     peer.until_eof()
     assert api.called == methods_of("Region")
@@ -253,6 +254,9 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "Vectors": VECTORS,
         "Backing": "memfd",
         "MaxPeers": 1024,
+        "MaxAbsent": 256,
+        "AbsentPeers": [],
+        "ClearPolicy": "never",
         "FirstId": 0,
         "HostPeer": True,
         "HostPeerId": HOST,
@@ -286,7 +290,8 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
     assert manager["Version"] == subprocess.check_output([BIN / "doorbelld", "--version"], text=True).split()[1]
     assert manager["DescriptorLimit"] >= 1024
     assert abs(manager["DescriptorsInUse"] - daemon.descriptors()) <= 2
-    assert set(manager) == {"Version", "Library", "DescriptorLimit", "DescriptorsInUse"}
+    assert manager["ConfigurationFile"] == str(daemon.config)
+    assert set(manager) == {"Version", "Library", "ConfigurationFile", "DescriptorLimit", "DescriptorsInUse"}
 
 
 # Descriptors

@@ -34,6 +34,29 @@ def test_doorbell_arguments() -> None:
     assert shlex.split(str(made).replace("\\\n", "")) == made.arguments
 
 
+RULES = [
+    {"match": {"vm": "guest1"}, "id": 7},
+    {"match": {"vm": "lab-*"}},
+    {"match": {"uid": 1000}, "id": 3},
+]
+
+
+def test_region_with_rules_by_vm_name_gives_the_name_and_says_which_ids() -> None:
+    described = {**region(), "rules": RULES}
+    made = paste.qemu("demo", described)
+    assert made.arguments[:2] == ["-name", "guest=guest1"]
+    assert made.arguments[2:] == paste.qemu("demo", region()).arguments
+    (note,) = made.notes
+    assert "guest1 gets ID 7; lab-* gets the ID that is free" in note and "1000" not in note
+    whole = paste.command_line(made, "doorbell").arguments
+    assert [whole[at + 1] for at, word in enumerate(whole) if word == "-name"] == ["guest=guest1"]
+
+
+def test_region_with_other_rules_gives_no_name() -> None:
+    assert paste.qemu("demo", {**region(), "rules": RULES[2:]}).arguments[0] == "-chardev"
+    assert paste.qemu("demo", {**region(), "rules": RULES[1:]}).arguments[1] == "guest=lab-1"
+
+
 def test_no_device_ever_gets_reconnect() -> None:
     for device in paste.DEVICES:
         made = paste.qemu("demo", region(backing="shm:demo"), device)
