@@ -423,7 +423,7 @@ def test_create_lists_all_that_is_wrong(ctl: Ctl) -> None:
 def test_remove_asks_before_it_disconnects(ctl: Ctl, daemon: Daemon, region: str) -> None:
     with join(daemon, region) as peer:
         said = ctl.refused("remove", region)
-        assert f"(pid {os.getpid()})) connected" in said
+        assert f"(pid {os.getpid()}) connected" in said
         assert "add --yes" in said
         status, asked = ctl.on_terminal("remove", region, answer="n\n")
         assert (status, "stays" in asked) == (1, True)
