@@ -249,7 +249,7 @@ def test_create_and_remove(ctl: Ctl, daemon: Daemon) -> None:
     said = ctl("create-device", "new", "loopback", "queues=2")
     assert said == f"made device new (loopback, 2 queues); it listens at {daemon.socket('new')}\n"
     with attached(daemon, "new") as (frontend, _):
-        assert f"(pid {os.getpid()})) connected; to disconnect and remove it, add --yes" in ctl.refused("remove", "new")
+        assert f"(pid {os.getpid()}) connected; to disconnect and remove it, add --yes" in ctl.refused("remove", "new")
         status, asked = ctl.on_terminal("remove", "new", answer="n\n")
         assert (status, 'device "new" stays' in asked) == (1, True)
         assert ctl.json("remove-device", "new", "--yes", "--json") == {"name": "new", "disconnected": 1}
