@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     set_hypothesis_home_dir(config.rootpath / ".hypothesis")
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="dbhome"))
     surroundings.forget(os.environ, home)
+    surroundings.heed_signals()
     os.umask(0o022)
     if not config.getoption("numprocesses", None):  # pytest-xdist starts its workers here
         os.chdir(home)

@@ -19,6 +19,7 @@ SENSITIVE = (
     "integration/test_ctl.py::test_the_daemon_is_found_where_it_usually_is",
     "integration/test_ctl.py::test_a_wrong_command_line_is_status_2",
     "integration/test_config.py",
+    "integration/test_ctl_ping.py::test_ctrl_c_sums_up",
     "unit/test_main.py::test_no_bus_is_69",
     "unit/test_log.py",
     "unit/bus/test_address.py",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import MutableMapping
@@ -52,6 +53,16 @@ def forget(environment: MutableMapping[str, str], home: Path) -> None:
     environment.update(FIXED, HOME=str(home))
 
 
+def heed_signals() -> None:
+    """Heed the signals that end a program, though whoever started us had us ignore them, as nohup and ``&`` do.
+
+    Programs that tests start inherit what we ignore.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def ctl_elsewhere(directory: Path) -> list[str]:
     """Give the command of a doorbellctl as if its virtual environment were in *directory*, on a host without a service.
 
@@ -65,15 +76,22 @@ def ctl_elsewhere(directory: Path) -> list[str]:
 def run_tests(
     *tests: str, checkout: Path, directory: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run some tests in a pytest of its own, started in *directory* with more of an *environment*.
+    """Run some tests in a pytest of its own, started in *directory* with more of an *environment*, signals ignored.
 
     It runs in *checkout*, which is filled with links to this one.
     """
     for name in (".venv", "tests", "pyproject.toml"):
         (checkout / name).symlink_to(ROOT / name if name != ".venv" else sys.prefix)
+    ignoring = ["env", "--ignore-signal=INT,HUP"]  # as a shell starts what runs in the background
     pytest = [str(checkout / ".venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*pytest, "-c", str(checkout / "pyproject.toml"), *(str(checkout / "tests" / test) for test in tests)],
+        [
+            *ignoring,
+            *pytest,
+            "-c",
+            str(checkout / "pyproject.toml"),
+            *(str(checkout / "tests" / test) for test in tests),
+        ],
         cwd=directory,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
