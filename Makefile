@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
-GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py qemu_devices.py qemu_limits.py libvirt.py uml.py libblkio.py)
+GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py returning_peers.py qemu_devices.py qemu_limits.py libvirt.py uml.py libblkio.py)
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
