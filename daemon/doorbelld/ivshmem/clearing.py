@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import time
 from collections.abc import Callable
 
 from ..errors import LimitExceeded, MemoryUnavailable
@@ -37,11 +38,12 @@ def clear(fd: Fd, size: int, backing: Backing) -> None:
                 os.pwrite(fd.fileno(), bytes(min(_CHUNK, size - offset)), offset)
             return
         with mmap.mmap(fd.fileno(), size) as mapped:
-            if backing.kind == "memfd":
-                mapped.madvise(mmap.MADV_REMOVE)
-                return
             for offset in range(0, size, _CHUNK):
-                mapped[offset : offset + _CHUNK] = bytes(min(_CHUNK, size - offset))
+                if backing.kind == "memfd":
+                    mapped.madvise(mmap.MADV_REMOVE, offset, min(_CHUNK, size - offset))
+                else:
+                    mapped[offset : offset + _CHUNK] = bytes(min(_CHUNK, size - offset))
+                time.sleep(0)  # neither lets the event loop run meanwhile
 
 
 class Clearing:
@@ -63,13 +65,20 @@ class Clearing:
         self._shut = shut
         self._open = open_again
         self._finished = finished
+        self._was_dirty = False  # when the work began
         self._work: asyncio.Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the memory is being cleared."""
+        return self._work is not None
 
     def start(self, memory: Fd, size: int, backing: Backing) -> None:
         """Begin to clear *memory*, which stays the caller's, unless that is under way."""
         if self._work is not None:
             return
         self._shut()
+        self._was_dirty = self.dirty
         try:
             copy = memory.dup()
         except OSError as error:
@@ -101,7 +110,7 @@ class Clearing:
         Raises:
             LimitExceeded: that is so.
         """
-        if self._work is not None:
+        if self.busy:
             raise LimitExceeded(f'the memory of region "{name}" is being cleared; try again in a moment')
 
     def _done(self, work: asyncio.Future[None]) -> None:
@@ -109,7 +118,8 @@ class Clearing:
         self._end(None if work.cancelled() else work.exception())
 
     def _end(self, error: BaseException | None) -> None:
-        self.dirty = self.dirty and error is not None
+        if error is None and self._was_dirty:
+            self.dirty = False
         self._open()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is told any more
             self._finished("" if error is None else str(error))

@@ -81,7 +81,7 @@ class Door:
                 if not self._prepared(self._watch):
                     self._ignore()
                     return
-                if not self._accept_one():
+                if not self._accept_one() or self._shut:  # who comes may have us shut
                     return
         finally:
             self._rested()

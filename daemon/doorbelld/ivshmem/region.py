@@ -107,6 +107,8 @@ class Region(Ringing):
             rested=self._unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
+        self._waiting: list[tuple[socket.socket, Arrival | None]] = []
+        """Connections that were accepted when it was found that the memory is to be cleared first."""
         self._closing = False
         self._refused = Refused(loop)
         self._turns_seen = -1
@@ -179,6 +181,10 @@ class Region(Ringing):
         self._listener.steal().close()
         self._refused.close()
         self._courier.close()
+        for sock, arrival in self._waiting:
+            sock.close()
+            if arrival is not None:
+                arrival.eventfds.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
             peer.sock.close()
@@ -247,10 +253,20 @@ class Region(Ringing):
         with contextlib.suppress(MemoryUnavailable):
             await self.clearing.wait()
 
+    def clear_if_left(self) -> None:
+        """Begin to set the memory to zero if the last peer left it, and that is wanted then."""
+        if self.clearing.dirty and not self.peers and self.spec.clear == "when-empty" and not self._closing:
+            self.clearing.start(self.memory, self.spec.size, self.spec.backing)
+
     def _cleared(self, failure: str) -> None:
-        if not failure and self._record is not None:
+        if self._record is not None and not self.clearing.dirty:
             self._record.cleared()
         self._emit(MemoryCleared(self, failure))
+        if not failure:
+            self.clear_if_left()  # by somebody who was there while it was cleared by force
+        waiting, self._waiting = self._waiting, []
+        for sock, arrival in waiting:
+            self.receive(sock, arrival)
 
     # Coming and going
 
@@ -325,6 +341,9 @@ class Region(Ringing):
         try:
             self._admit(sock, who, arrival)
         except DoorbellError as error:
+            if self.clearing.busy:  # the last peer was found to be gone
+                self._waiting.append((sock, arrival))
+                return
             self._drop(arrival)
             if who.program.startswith("qemu"):
                 self._refused.tell(sock)
@@ -365,6 +384,7 @@ class Region(Ringing):
         sock.setblocking(False)
         made = former = returned = None
         try:
+            self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
             if arrival is None:
                 arrival = made = Arrival(self.roster.number(), self._make_doorbells())
                 if self._record is not None:
@@ -502,6 +522,8 @@ class Region(Ringing):
         self.roster.remove(member)
         del self.peers[peer.id]
         self.admission.left(peer, absent)
+        if not self.peers and self.spec.clear == "when-empty" and not self._closing:
+            self.clearing.dirty = True
         if (record := self._record) is not None:
             if kept_by and not lost:
                 self._stow_as(doorbells_of(peer.id), list(member.eventfds))
@@ -519,9 +541,7 @@ class Region(Ringing):
         elif lost:
             self.admission.give_up(absent, "its doorbells were lost")
         self.admission.tidy()
-        if not self.peers and self.spec.clear == "when-empty" and not self._closing:
-            self.clearing.dirty = True
-            self.clearing.start(self.memory, self.spec.size, self.spec.backing)
+        self.clear_if_left()
 
     # Those who are away
 
@@ -661,9 +681,7 @@ class Region(Ringing):
 
     def serve(self) -> None:
         """Accept connections, and send everybody what they are still to be told."""
-        if self.clearing.dirty and not self.peers and self.spec.clear == "when-empty":
-            self.clearing.start(self.memory, self.spec.size, self.spec.backing)
-        else:
+        if not self.clearing.busy:
             self._door.open()
         self._courier.wake(self.peers.values())
 

@@ -129,6 +129,7 @@ def revive(
         for absent in lost_absent:
             region.admission.give_up(absent, "its doorbells were not kept over the restart")
         region.admission.tidy()
+        region.clear_if_left()
         for name in arrivals:
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
     except BaseException:
