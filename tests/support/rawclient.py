@@ -151,3 +151,12 @@ class RawClient:
                 self.fds.setdefault(value, []).append(fd)
             else:
                 os.close(fd)
+
+
+class QemuClient(RawClient):
+    """One that fails where QEMU corrupts its memory: at the join of an ID that it was told of before."""
+
+    def _apply(self, value: int, fd: int | None) -> None:
+        if self.messages >= 3 and fd is not None and value != self._run:
+            assert ("join", value) not in self.log, f"ID {value} joins again: {self.log}"
+        super()._apply(value, fd)

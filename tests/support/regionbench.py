@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.owned import Fd
 from doorbelld.fds.peercred import Credentials
 from doorbelld.fds.spare import Spare
+from doorbelld.ivshmem.absent import AbsentPeer
+from doorbelld.ivshmem.admission import Admission
 from doorbelld.ivshmem.events import RegionEvent
 from doorbelld.ivshmem.peer import Peer
 from doorbelld.ivshmem.record import Record
@@ -35,7 +38,7 @@ from doorbelld.ivshmem.roster import Member
 from doorbelld.ivshmem.spec import RegionSpec
 
 from .fdcount import no_leaks
-from .rawclient import RawClient, identity
+from .rawclient import QemuClient, RawClient, identity
 
 
 class Killed(BaseException):
@@ -43,17 +46,34 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(step: str, of: Any = Record) -> Iterator[None]:
-    """End the body when it comes to *step* of a record (or *of* something else), if it does."""
+def killed_at(step: str, of: Any = Record, after: int = 0) -> Iterator[None]:
+    """End the body when it comes to *step* of a record (or *of* something else), if it does, *after* so many times."""
+    real, times = getattr(of, step), itertools.count()
+
+    def killed(*args: Any, **options: Any) -> Any:
+        if next(times) >= after:
+            raise Killed
+        return real(*args, **options)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # nobody closes what a killed process had in its hands
         try:
-            with mock.patch.object(of, step, side_effect=Killed):
+            with mock.patch.object(of, step, killed):
                 yield
         except Killed as end:
             for error in (end, end.__context__):
                 traceback.clear_frames(error and error.__traceback__)
         gc.collect()
+
+
+class Store(Satchel):
+    """A keeper that may be full."""
+
+    full = False
+
+    def put(self, name: str, fd: int) -> bool:
+        assert name not in self.copies, f"{name} is kept already"
+        return not self.full and super().put(name, fd)
 
 
 class Bench:
@@ -70,7 +90,7 @@ class Bench:
         self.undo.callback(self.loop.close)
         self.spare = Spare()
         self.undo.callback(self.spare.close)
-        self.keeper = Satchel()
+        self.keeper = Store()
         self.events: list[RegionEvent] = []
         self.undo.callback(self.events.clear)
         self.clients: dict[int, RawClient] = {}
@@ -79,21 +99,21 @@ class Bench:
         """Those who connected by `knock`."""
         self.cut_off: set[int] = set()
         """IDs that got other doorbells while somebody remembered them."""
+        self._watch()
         options = {"vectors": 3, "size": 1 << 16, "stall_timeout": 0.0, **options}
         spec = RegionSpec("demo", socket=f"{folder}/s", **options)
         self.region = Region.open(spec, self.loop, self.events.append, self.spare, keeping=(self.keeper, "r1."))
-        self._watch(self.region)
 
-    def _watch(self, region: Region) -> Region:
+    def _watch(self) -> None:
         """Note the IDs that get other doorbells while somebody remembers them."""
-        cut_off = region.admission.cut_off
+        cut_off = Admission.cut_off
 
-        def note(member: Member) -> None:
-            self.cut_off.add(member.id)
-            cut_off(member)
+        def note(admission: Admission, absent: AbsentPeer) -> None:
+            if absent.member is not None:
+                self.cut_off.add(absent.id)
+            cut_off(admission, absent)
 
-        region.admission.cut_off = note  # type: ignore[method-assign]
-        return region
+        self.undo.enter_context(mock.patch.object(Admission, "cut_off", note))
 
     def join(self, name: str, keeps: bool = False) -> Peer | None:
         """Have a VM of that *name* join; one that *keeps* IDs is told no leaves, as QEMU is."""
@@ -102,8 +122,24 @@ class Bench:
         except (AccessDenied, LimitExceeded):
             return None
         peer = list(self.region.peers.values())[-1]
-        self.clients[peer.member.seq] = RawClient(sock=socket.socket(fileno=end.steal()), keep=self.keep)
+        kind = QemuClient if keeps else RawClient
+        self.clients[peer.member.seq] = kind(sock=socket.socket(fileno=end.steal()), keep=self.keep)
         return peer
+
+    def knock_as(self, name: str, keeps: bool, step: str, after: int) -> None:
+        """Have a VM of that *name* connect to the socket, and the process end at a *step* of letting it in."""
+        who = Credentials(os.getpid(), 0, 0, name, program="qemu-system" if keeps else "python3")
+        client = (QemuClient if keeps else RawClient)(self.region.spec.socket, keep=self.keep)
+        with mock.patch("doorbelld.ivshmem.region.identify", return_value=who):
+            with killed_at(step, after=after):
+                self.region._door._accept()
+            self.restart()
+            self.region._door._accept()
+        late = [peer for peer in self.peers() if peer.member.seq not in self.clients]
+        for peer in late:
+            self.clients[peer.member.seq] = client
+        if not late:
+            client.close()
 
     def leave(self, peer: Peer, by_itself: bool = True) -> None:
         self.clients.pop(peer.member.seq).close()
@@ -176,8 +212,7 @@ class Bench:
             kept.close()
             raise
         keeping = self.keeper, "r1."
-        revived = revive(spec, state, ledger, kept, keeping, self.loop, self.events.append, self.spare, given)
-        return self._watch(revived)
+        return revive(spec, state, ledger, kept, keeping, self.loop, self.events.append, self.spare, given)
 
     def lines(self) -> list[bytes]:
         assert self.region._record is not None
@@ -187,11 +222,14 @@ class Bench:
         """Bring *state* to a form in which what makes no difference makes none.
 
         Where a peer's cursor stands before members that it is never told of, it may as well stand behind them. What is
-        kept for absent peers and nobody remembers may be gone.
+        kept for absent peers and nobody remembers may be gone. A number that was drawn for somebody who was refused is
+        free again.
         """
         state = json.loads(json.dumps(state))
         peers = self.region.peers.values()
         oldest = min((peer.member.seq for peer in peers if peer.outbox.keeps), default=state["next_seq"])
+        assert state["next_seq"] > max((entry["seq"] for entry in state["members"]), default=-1)
+        del state["next_seq"]
         state["retired"] = [[peer_id, seq] for peer_id, seq in state["retired"] if oldest < seq]
         for entry in state["absent"]:
             if not any(entry["id"] in peer.outbox.kept for peer in peers):

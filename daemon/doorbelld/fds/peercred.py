@@ -17,6 +17,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
+Identity = tuple[int, str, str]
 _UCRED = struct.Struct("iII")
 _READ_MAX = 1 << 16
 _MACHINE = re.compile(r"machine-qemu(?:-\d+)?-(.+)\.scope$")
@@ -41,14 +42,14 @@ class Credentials:
     """What it calls itself, if it attached over D-Bus and said so. Nothing vouches for that, so no rule looks at it."""
 
     @property
-    def identity(self) -> str:
+    def identity(self) -> Identity:
         """Whose process it is, in a form that is the same after the process was started again.
 
         That is the uid, the service, and the VM name. A scope, and a service that systemd-run made, are left out: they
         are called something else each time.
         """
         lasting = self.unit.endswith(".service") and not self.unit.startswith("run-")
-        return f"uid {self.uid}, unit {self.unit if lasting else '-'}, VM {self.vm_name or '-'}"
+        return self.uid, self.unit if lasting else "", self.vm_name
 
 
 def credentials(sock: socket.socket) -> Credentials:

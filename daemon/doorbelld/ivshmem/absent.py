@@ -13,11 +13,11 @@ a rule fixes do not count.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..fds.peercred import Credentials
+from ..fds.peercred import Credentials, Identity
 from .roster import Member
 
 
@@ -29,7 +29,7 @@ class AbsentPeer:
     who: Credentials
     """Its last holder."""
     fixed: bool
-    """Whether a rule fixes the ID."""
+    """Whether a rule fixes the ID now; not counted then."""
     left: int
     """When it left: microseconds of CLOCK_REALTIME."""
     member: Member | None = None
@@ -53,7 +53,7 @@ class AbsentPeers:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._by_id: dict[int, AbsentPeer] = {}
-        self._ids: dict[str, set[int]] = {}  # by identity
+        self._ids: dict[Identity, set[int]] = {}
         self._doorbells: dict[int, Member] = {}
         self._counted = 0  # those that the limit counts
 
@@ -65,6 +65,12 @@ class AbsentPeers:
         self._counted += not absent.fixed
         if absent.member is not None:
             self._doorbells[absent.id] = absent.member
+
+    def fix(self, is_fixed: Callable[[int], bool]) -> None:
+        """Learn for which IDs there are rules now."""
+        for absent in self:
+            absent.fixed = is_fixed(absent.id)
+        self._counted = sum(not absent.fixed for absent in self)
 
     def remove(self, peer_id: int) -> AbsentPeer | None:
         """Take one out, if it is there."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import AccessDenied, LimitExceeded
-from ..fds.peercred import Credentials
+from ..fds.peercred import Credentials, Identity
 from .absent import AbsentPeer, AbsentPeers
 from .ids import IdPool
 from .peer import Peer
@@ -62,7 +62,10 @@ class Members(Protocol):
         """Let go of the doorbells of an absent peer."""
 
     def write_given_up(self, peer_id: int, since: int | None) -> None:
-        """Write that an ID is kept for its owner no longer, and retired *since* that number, if at all."""
+        """Write that an ID is kept for its owner no longer.
+
+        It is retired *since* that number, and its leave told to those who remember it; or neither.
+        """
 
     def given_up(self, absent: AbsentPeer, reason: str) -> None:
         """Tell that the doorbells of an absent peer are given up."""
@@ -75,12 +78,13 @@ class Admission:
         self.ids = IdPool(region.spec.first_id, _reserved(region.spec))
         self.absent = AbsentPeers(region.spec.max_absent)
         self._region = region
-        self._present: dict[str, set[Peer]] = {}  # by identity
+        self._present: dict[Identity, set[Peer]] = {}
 
     def change(self) -> None:
         """Go by what the region's spec says now."""
         spec = self._region.spec
         self.ids.reserve(_reserved(spec))
+        self.absent.fix(self.ids.is_reserved)
         self.absent.limit = spec.max_absent
         self.tidy()
 
@@ -115,8 +119,19 @@ class Admission:
             by = f"pid {holder.who.pid}" if holder is not None else "another member"
             raise LimitExceeded(f"{name} is in use by {by}; disconnect that one first")
         absent = self.absent.get(peer_id)
-        owns = absent is not None and (absent.fixed or absent.who.identity == who.identity)
-        return Grant(peer_id, rule, absent, owns)
+        return Grant(peer_id, rule, absent, absent is not None and self._owns(rule, absent, who))
+
+    def _owns(self, rule: PeerRule, absent: AbsentPeer, who: Credentials) -> bool:
+        """Tell whether *who*, for whom *rule* fixes the ID, owns what the *absent* last holder had.
+
+        The rule may match several VMs, one after the other. Somebody who was told of one may be blind to the next.
+        """
+        if absent.who.identity == who.identity:
+            return True
+        if first_match(self._region.spec.peer, absent.who) is not rule:
+            return False
+        keeping = (peer for peer in self._region.peers.values() if absent.id in peer.outbox.kept)
+        return all(peer.rule is None or peer.rule.allows(absent.id, who.vm_name, is_host=False) for peer in keeping)
 
     def _free(self, rule: PeerRule | None, who: Credentials) -> Grant:
         there = self._present.get(who.identity, ())
@@ -169,35 +184,36 @@ class Admission:
         self._region.close_doorbells(member)
 
     def give_up(self, absent: AbsentPeer, reason: str) -> None:
-        """Keep an ID for its owner no longer, or, where a rule fixes the ID, its doorbells.
+        """Keep an ID for its owner no longer, if it still is.
 
         Those who remember the ID are told its leave, and it is retired until they are gone. With an ID that a rule
         fixes that can't be: they are told nothing, and can't ring who has it next.
         """
-        member, since = absent.member, None
-        reserved = self.ids.is_reserved(absent.id)
-        if member is not None and reserved:
-            self.cut_off(member)
-        elif member is not None:
+        if self.absent.get(absent.id) is not absent:
+            return
+        if absent.member is None or self.ids.is_reserved(absent.id):
+            self.cut_off(absent)
+        else:
             for other in self._region.peers.values():
                 if other.outbox.give_up(absent.id):
                     self.ids.hold(absent.id)
                     self.ids.forget(absent.id)
-            since = self._region.roster.next_seq
-            self.ids.retire(absent.id, since)
-        if not reserved:
-            self.absent.remove(absent.id)
-            self._region.write_given_up(absent.id, since)
-            if member is not None:
-                self._region.close_doorbells(member)
-        if member is not None:
+            self.ids.retire(absent.id, self._region.roster.next_seq)
+            self._end(absent, self._region.roster.next_seq)
+        if absent.member is not None:
             self._region.given_up(absent, reason)
 
-    def cut_off(self, member: Member) -> None:
-        """Let go of the doorbells of an ID that a rule gives to somebody else now."""
+    def cut_off(self, absent: AbsentPeer) -> None:
+        """Let go of what is kept for an absent peer; those who remember its ID can't ring who has it next."""
         for other in self._region.peers.values():
-            other.outbox.cut_off(member.id)
-        self.release(member)
+            other.outbox.cut_off(absent.id)
+        self._end(absent, None)
+
+    def _end(self, absent: AbsentPeer, since: int | None) -> None:
+        self.absent.remove(absent.id)
+        self._region.write_given_up(absent.id, since)
+        if absent.member is not None:
+            self._region.close_doorbells(absent.member)
 
     def _remove_ended(self) -> bool:
         """Remove all peers whose connection has ended; tell whether that made room."""

@@ -27,7 +27,7 @@ good (`give_up`) is told as a leave; it is not used again as long as this peer i
 Invariants (`tests/unit/ivshmem/test_outbox.py` tries all interleavings)
 ----------
 1. What was sent, replayed by a client, plus what `batch` still gives, is the roster (as far as visible).
-2. The state is three integers and two lists of IDs: `export` and `restore` are exact, at any message.
+2. The state is a few integers and two lists of IDs: `export` and `restore` are exact, at any message.
 3. This module knows no socket; `batch` proposes, `sent` says how much of it went out.
 4. A peer that keeps IDs is never told a leave and then a join of the same ID, and never the same ID twice.
 """
@@ -250,6 +250,7 @@ class Outbox:
             "preamble": self._preamble,
             "cursor": self._cursor,
             "offset": self._offset,
+            "part": self._part and self._part.id,
             "leaves": list(self._leaves),
             "kept": sorted(self._kept),
         }
@@ -268,8 +269,9 @@ class Outbox:
         if self._preamble > _PREAMBLE or max((*self._leaves, *self._kept), default=0) > ID_MAX:
             raise ValueError("a number in the state of a stream is too large")
         if self._offset:
-            index = self._roster.index(self._cursor)
-            around = [*self._roster.ordered[index : index + 1], *absent]
-            self._part = next((m for m in around if m.seq == self._cursor and self._offset < len(m.values)), None)
-            if self._part is None:
+            around = (*self._roster.ordered, *absent)
+            half = next((m for m in around if m.id == state["part"] and self._offset < len(m.values)), None)
+            if half is None or (half.seq != self._cursor and half.id not in self._kept):
                 raise ValueError("a stream stopped in the middle of a member that is not there")
+            # it may have left and come back since: its doorbells are the same, its place in the order is not
+            self._part = half if half.seq == self._cursor else Member(half.id, half.eventfds, self._cursor, half.key)

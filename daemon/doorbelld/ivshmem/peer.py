@@ -33,8 +33,8 @@ class Peer(Recipient):
         self.member = member
         self.sock = sock
         self.who = who
-        self.fixed = rule is not None and rule.id is not None
-        """Whether a rule fixes its ID."""
+        self.rule = rule
+        """Under which it came, if there were rules."""
         self.vault = vault
         """The name of the vault with its socket and its doorbells."""
         self.since = since
@@ -73,7 +73,8 @@ class Peer(Recipient):
 
 @dataclass(slots=True)
 class Arrival:
-    """A connection that is kept already, and is to be admitted."""
+    """A connection that is to be admitted."""
 
     seq: int
+    """Its number, by which it is kept already; -1 if it has none yet, and is not."""
     eventfds: FdSet

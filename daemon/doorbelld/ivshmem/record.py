@@ -10,7 +10,8 @@ of the moment from them. The lines are::
     ["+", {...}]                                    a peer joined: its entry of the state
     ["-", seq, [blind...], left, absent]            a member left, when; who may not know of it, by seq; whether its
                                                     doorbells are kept
-    ["x", id, seq]                                  an absent peer is given up; its ID is retired since seq, or null
+    ["x", id, seq]                                  an absent peer is given up; who has its doorbells is told the leave,
+                                                    and its ID is retired since seq; or null: neither
     ["=", seq, preamble, cursor, offset, leaves]    how far a peer has come (`Outbox.place`)
     ["!", vector, count]                            the host peer was rung
     ["c"]                                           the memory was cleared
@@ -53,7 +54,7 @@ _LEDGER = "doorbelld:{}:state"
 _KEEPS_IDS = 4
 """The first version in which a peer may keep IDs."""
 _KEYS = {"name", "spec", "configured", "next_seq", "host", "members", "absent", "retired", "dirty"}
-_NO_OUTBOX: dict[str, Any] = {"cursor": -1, "offset": 0, "kept": ()}
+_NO_OUTBOX: dict[str, Any] = {"kept": ()}
 _LINES_MAX = 4096
 """After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
 
@@ -249,12 +250,11 @@ def _apply(
         case ["=", seq, preamble, cursor, offset, leaves]:
             outbox = members[seq]["outbox"]
             outbox.update(preamble=preamble, cursor=cursor, offset=offset)
+            _place_part(outbox, members)
             del outbox["leaves"][: len(outbox["leaves"]) - leaves]
         case ["+", entry]:
-            former = absent.pop(entry["id"], None)
-            if former and former["doorbells"] and "returned" not in entry:
-                _withdraw(former["doorbells"]["seq"], members)
-            outbox = {"preamble": 0, "cursor": 0, "offset": 0, "leaves": [], "kept": []}
+            absent.pop(entry["id"], None)
+            outbox = {"preamble": 0, "cursor": 0, "offset": 0, "part": None, "leaves": [], "kept": []}
             members[entry["seq"]] = {**entry, "outbox": outbox}
             state["next_seq"] = max(entry["seq"], entry.get("returned", {}).get("vault", 0)) + 1
         case ["-", seq, blind, *rest]:
@@ -264,16 +264,19 @@ def _apply(
                 if "outbox" in member and member["seq"] not in blind:
                     _leave(member, seq, gone["id"])
             absent.pop(gone["id"], None)
-            absent[gone["id"]] = _absent(gone, left, bool(kept))
+            rules = (state["spec"] or {}).get("peer", ())
+            fixed = any(rule.get("id") == gone["id"] for rule in rules)
+            absent[gone["id"]] = _absent(gone, fixed, left, bool(kept))
             if (state["spec"] or {}).get("clear") == "when-empty":
                 state["dirty"] = state["dirty"] or not any("outbox" in member for member in members.values())
         case ["x", peer_id, seq]:
-            if (former := absent.pop(peer_id, None)) and former["doorbells"]:
-                _withdraw(former["doorbells"]["seq"], members)
+            absent.pop(peer_id, None)
             for member in members.values():
                 if peer_id in (outbox := member.get("outbox", _NO_OUTBOX))["kept"]:
-                    outbox["kept"].remove(peer_id)
-                    outbox["leaves"].append(peer_id)
+                    _cut_off(outbox, peer_id)
+                    if seq is not None:
+                        outbox["kept"].remove(peer_id)
+                        outbox["leaves"].append(peer_id)
             if seq is not None:
                 state["retired"] = [one for one in state["retired"] if one[0] != peer_id] + [[peer_id, seq]]
         case ["!", vector, count]:
@@ -284,13 +287,13 @@ def _apply(
             raise ValueError(f"{change!r} is no change that this version knows")
 
 
-def _absent(gone: dict[str, Any], left: int, kept: bool) -> dict[str, Any]:
+def _absent(gone: dict[str, Any], fixed: bool, left: int, kept: bool) -> dict[str, Any]:
     """Do what `AbsentPeer.export` does."""
     doorbells = {"seq": gone["seq"], **gone.get("returned", {"key": gone["seq"], "vault": gone["seq"]})}
     return {
         "id": gone["id"],
         "who": gone["who"],
-        "fixed": bool(gone["rule"]) and "id" in gone["rule"],
+        "fixed": fixed,
         "left": left,
         "doorbells": doorbells if kept else None,
     }
@@ -305,16 +308,22 @@ def _leave(member: dict[str, Any], seq: int, peer_id: int) -> None:
             outbox["kept"].append(peer_id)
             return
         if half:
-            outbox["cursor"], outbox["offset"] = seq + 1, 0
+            _cut_off(outbox, peer_id)
         outbox["leaves"].append(peer_id)
 
 
-def _withdraw(seq: int, members: dict[int, dict[str, Any]]) -> None:
-    """Do what `Outbox.cut_off` does, for everybody who was told half of the member of that number."""
-    for member in members.values():
-        outbox = member.get("outbox", _NO_OUTBOX)
-        if outbox["cursor"] == seq and outbox["offset"]:
-            outbox["cursor"], outbox["offset"] = seq + 1, 0
+def _cut_off(outbox: dict[str, Any], peer_id: int) -> None:
+    """Do what `Outbox.cut_off` does."""
+    if outbox["offset"] and outbox["part"] == peer_id:
+        outbox.update(cursor=outbox["cursor"] + 1, offset=0, part=None)
+
+
+def _place_part(outbox: dict[str, Any], members: dict[int, dict[str, Any]]) -> None:
+    """Note which member is half told: the one at the cursor, or, if that one has left since, the same as before."""
+    if not outbox["offset"]:
+        outbox["part"] = None
+    elif outbox["cursor"] in members:
+        outbox["part"] = members[outbox["cursor"]]["id"]
 
 
 def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
@@ -332,8 +341,11 @@ def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
         state = {**state, "version": 3}
     if state["version"] == 3:  # told everybody of leaves, and kept no doorbells for who left
         state = {**state, "version": _KEEPS_IDS, "absent": [], "retired": [], "dirty": False}
+        by_seq = {member["seq"]: member for member in state["members"]}
         for member in state["members"]:
-            member.get("outbox", {})["kept"] = []
+            if "outbox" in member:
+                member["outbox"].update(kept=[], part=None)
+                _place_part(member["outbox"], by_seq)
     return state
 
 

@@ -284,7 +284,7 @@ class Region(Ringing):
         except OSError as error:
             raise LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise LimitNOFILE=") from error
         try:
-            self._admit(ours, who, None, leaves)
+            self._admit_new(ours, who, None, leaves)
         except BaseException:
             ours.close()
             theirs.close()
@@ -339,7 +339,7 @@ class Region(Ringing):
             self._refuse(f"it went away while being greeted: {error.strerror}")
             return
         try:
-            self._admit(sock, who, arrival)
+            self._admit_new(sock, who, arrival)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
                 self._waiting.append((sock, arrival))
@@ -375,18 +375,33 @@ class Region(Ringing):
             end_connection(sock)
         self._emit(PeerRefused(self, reason))
 
-    def _admit(
+    def _admit_new(
         self, sock: socket.socket, who: Credentials, arrival: Arrival | None, leaves: bool | None = None
-    ) -> Peer:
-        """Make a peer of a connection; on an error the socket is still the caller's."""
+    ) -> None:
+        """Make a peer of a connection; on an error the socket is still the caller's, and the *arrival* if given.
+
+        Doorbells are made before it is known who gets which ID: absent peers may be given up for them, the one that
+        comes back here as well.
+        """
+        if arrival is not None:
+            self._admit(sock, who, arrival, leaves)
+            return
+        made = Arrival(-1, self._make_doorbells())
+        try:
+            self._admit(sock, who, made, leaves)
+        except DoorbellError:
+            self._drop(made)
+            raise
+
+    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None) -> None:
         grant = self.admission.admit(who)
         keeps = not takes_leaves(grant.rule, who, leaves)
         sock.setblocking(False)
-        made = former = returned = None
+        former = returned = None
         try:
             self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
-            if arrival is None:
-                arrival = made = Arrival(self.roster.number(), self._make_doorbells())
+            if arrival.seq < 0:
+                arrival.seq = self.roster.number()
                 if self._record is not None:
                     self._stow(arrival, sock)
             if grant.absent is not None and grant.absent.member is not None:
@@ -394,7 +409,7 @@ class Region(Ringing):
                     former = grant.absent.member
                     returned = self._return(former, arrival, sock)
                 else:
-                    self.admission.cut_off(grant.absent.member)
+                    self.admission.cut_off(grant.absent)
             member = returned or Member(grant.id, arrival.eventfds, arrival.seq)
             peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps)
             if self.relay is not None:
@@ -403,12 +418,10 @@ class Region(Ringing):
             self.admission.ids.give_back(grant.id)
             if returned is not None and self._record is not None:
                 self._record.drop(vault_of(returned.seq, returned=True))
-            self._drop(made)
             raise
         self._settle(peer, arrival, former)
         self._courier.wake(self.peers.values())
         self._emit(PeerAdded(self, peer))
-        return peer
 
     def _return(self, kept: Member, arrival: Arrival, sock: socket.socket) -> Member:
         """Make a member of an owner who is back, with the doorbells that were *kept*, and drained now."""
@@ -517,7 +530,8 @@ class Region(Ringing):
                 blind.append(other.member.seq)
             if peer.id in other.outbox.kept:
                 kept_by.add(other.id)
-        absent = AbsentPeer(peer.id, peer.who, peer.fixed, time.time_ns() // 1000, member if kept_by else None)
+        fixed, left_at = ids.is_reserved(peer.id), time.time_ns() // 1000
+        absent = AbsentPeer(peer.id, peer.who, fixed, left_at, member if kept_by else None)
         ended = self.relay.silence(member, kept_by) if self.relay is not None else []
         self.roster.remove(member)
         del self.peers[peer.id]
@@ -546,7 +560,7 @@ class Region(Ringing):
     # Those who are away
 
     def write_given_up(self, peer_id: int, since: int | None) -> None:
-        """Write that an ID is kept for its owner no longer, and retired *since* that number, if at all."""
+        """Write that an ID is kept for its owner no longer; see `Members`."""
         if self._record is not None:
             self._record.given_up(peer_id, since, len(self.peers))
 

@@ -132,6 +132,7 @@ def revive(
         region.clear_if_left()
         for name in arrivals:
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
+        region.roster.next_seq = max(region.roster.next_seq, 1 + max(map(_vault_in, still), default=-1))
     except BaseException:
         region.let_go()
         ledger.close()
@@ -237,7 +238,7 @@ def _rejoin_pairs(region: Region, relay: Relay, kept: Kept, lost: list[Peer], ab
         peer = region.peers.get(sender.id)
         return peer is not None and (target.id not in away or target.id in peer.outbox.kept)
 
-    numbers = {int(name[:-1]) for name in kept if re.fullmatch("[0-9]+p", name)}
+    numbers = set(map(_vault_in, kept)) - {-1}
     vaults = {}
     for number in numbers:
         if (fds := found_behind(kept.take(proxies_of(number)))) is not None:
@@ -319,6 +320,12 @@ def _stand_ins(vectors: int) -> tuple[socket.socket, FdSet]:
     ours, theirs = socket.socketpair()
     theirs.close()
     return ours, eventfd.make(vectors)
+
+
+def _vault_in(name: str) -> int:
+    """Give the number of a vault with proxies; -1 for any other name."""
+    match = re.fullmatch("([0-9]+)p", name)
+    return int(match[1]) if match else -1
 
 
 def _arrivals(kept: Kept, next_seq: int) -> list[str]:

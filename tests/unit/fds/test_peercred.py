@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,29 @@ def test_a_process_that_is_gone_is_unknown() -> None:
 def test_process_name_is_what_ps_shows() -> None:
     assert process_name(os.getpid()) == Path("/proc/self/comm").read_text().rstrip("\n")
     assert process_name(0) == process_name(1 << 30) == ""
+
+
+def test_identity_is_the_same_after_a_restart_and_nobody_elses() -> None:
+    who = Credentials(1, 107, 107, "web1", "libvirtd.service", "qemu")
+    assert who.identity == replace(who, pid=2, gid=3, program="x", label="y").identity
+    others = [
+        replace(who, uid=0),
+        replace(who, vm_name="web2"),
+        replace(who, vm_name=""),
+        replace(who, unit="x.service"),
+    ]
+    # a name can't pass for another unit
+    others += [
+        replace(who, unit="a.service, VM b.service", vm_name="c"),
+        replace(who, vm_name="-"),
+        replace(who, unit=""),
+    ]
+    others += [replace(who, unit="a.service", vm_name="b.service, VM c")]
+    assert len({who.identity, *(other.identity for other in others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "unit", ["run-u17.service", "run-r1f.scope", "machine-qemu-3-x.scope", "session-4.scope", "a/b"]
+)
+def test_units_that_are_called_something_else_each_time_are_no_part_of_the_identity(unit: str) -> None:
+    assert Credentials(1, 0, 0, "x", unit).identity == Credentials(1, 0, 0, "x").identity

@@ -251,7 +251,7 @@ def test_who_was_turned_away_may_find_room_after_a_restart(bench: Bench) -> None
     assert bench.strangers[1].id == 0
 
 
-LEAVING = [(Record, "left"), (Record, "drop"), (region_module, "_end"), (Courier, "wake"), (None, "_emit")]
+LEAVING = [(Record, "left"), (Record, "drop"), (region_module, "end_connection"), (Courier, "wake"), (None, "_emit")]
 
 
 @pytest.mark.parametrize("shown_out", [False, True])
