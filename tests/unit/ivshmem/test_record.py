@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from unittest import mock
 
 import pytest
 from doorbelld.errors import StateMismatch
+from doorbelld.fds import eventfd
 from doorbelld.fds import ledger as ledger_module
 from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.ledger import Ledger, NewerState
@@ -20,7 +24,7 @@ from doorbelld.fds.owned import FdSet
 from doorbelld.ivshmem import record as module
 from doorbelld.ivshmem.events import Unkept
 from doorbelld.ivshmem.peer import Peer
-from doorbelld.ivshmem.record import STATE_VERSION, doorbells_of, region_of, replay
+from doorbelld.ivshmem.record import STATE_VERSION, doorbells_of, proxies_of, region_of, replay
 from doorbelld.ivshmem.revival import read_state, revive, spec_of
 from doorbelld.ivshmem.rules import Match, PeerRule
 from hypothesis import settings
@@ -34,17 +38,21 @@ RULES = (
     (),
     (PeerRule(Match(vm="a"), may_ring=("b", "host")), PeerRule(Match(vm="b"), may_ring=("a",)), ANYBODY),
     (PeerRule(Match(vm="a"), id=7), PeerRule(Match(vm="b"), may_ring=("7",)), PeerRule(Match(vm="c"), may_ring=())),
+    (PeerRule(Match(vm="[bc]"), id=7), PeerRule(Match(vm="x"), id=0), PeerRule(Match(vm="a"), may_ring=("a", "b"))),
+    (PeerRule(Match(vm="x"), id=1), PeerRule(Match(vm="b"), id=0), ANYBODY),
 )
 
 
 class RecordMachine(RuleBasedStateMachine):
     """Whatever happens to a region: its ledger says the same as the region itself."""
 
-    @initialize(lines_max=st.sampled_from([4096, 4096, 20, 1, 0]), rules=st.sampled_from(RULES))
-    def start(self, lines_max: int, rules: tuple[PeerRule, ...]) -> None:
+    @initialize(lines_max=st.sampled_from([4096, 4096, 20, 1, 0]), rules=st.sampled_from(RULES), relay=st.booleans())
+    def start(self, lines_max: int, rules: tuple[PeerRule, ...], relay: bool) -> None:
+        gc.freeze()  # each kill collects garbage, which is ten times as fast so
         self.patch = mock.patch.object(module, "_LINES_MAX", lines_max)
         self.patch.start()
-        self.bench = Bench(peer=rules)
+        self.bench = Bench(peer=rules, relay=relay)
+        self.killed = False
 
     def pick(self, data: st.DataObject) -> Peer:
         peers = self.bench.region.peers
@@ -53,7 +61,7 @@ class RecordMachine(RuleBasedStateMachine):
     def anybody(self) -> bool:
         return hasattr(self, "bench") and bool(self.bench.region.peers)
 
-    @rule(name=st.sampled_from("abc"), keeps=st.booleans())
+    @rule(name=st.sampled_from("abcx"), keeps=st.booleans())
     def join(self, name: str, keeps: bool) -> None:
         self.bench.join(name, keeps)
 
@@ -116,6 +124,47 @@ class RecordMachine(RuleBasedStateMachine):
         else:  # the successor gives up what is too much, which we did not come to
             self.bench.restart()
 
+    @rule(
+        name=st.sampled_from("abcx"),
+        keeps=st.booleans(),
+        step=st.sampled_from(["stow", "keep", "joined", "drop"]),
+        after=st.integers(0, 3),
+    )
+    def killed_while_somebody_joins(self, name: str, keeps: bool, step: str, after: int) -> None:
+        self.bench.knock_as(name, keeps, step, after)
+        self.killed = True
+
+    @rule(name=st.sampled_from("abcx"), keeps=st.booleans(), good=st.integers(0, 5), bad=st.integers(1, 3))
+    def join_when_descriptors_run_out(self, name: str, keeps: bool, good: int, bad: int) -> None:
+        make, times = eventfd.make, itertools.count()
+
+        def scarce(count: int) -> FdSet:
+            if good <= next(times) < good + bad:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return make(count)
+
+        with mock.patch.object(eventfd, "make", scarce):
+            self.bench.join(name, keeps)
+
+    @rule(name=st.sampled_from("abcx"), keeps=st.booleans())
+    def join_when_the_store_is_full(self, name: str, keeps: bool) -> None:
+        self.bench.keeper.full = True
+        peer = self.bench.join(name, keeps)
+        self.bench.keeper.full = False
+        self.bench.restart()
+        if peer is not None:
+            assert peer.member.seq not in {other.member.seq for other in self.bench.peers()}
+            self.bench.clients.pop(peer.member.seq).close()
+
+    @precondition(anybody)
+    @rule(data=st.data())
+    def leave_when_the_store_is_full(self, data: st.DataObject) -> None:
+        self.bench.keeper.full = True
+        self.bench.leave(self.pick(data))
+        self.bench.keeper.full = False
+        self.bench.restart()
+        assert not self.bench.region.admission.absent.excess()
+
     @invariant()
     def the_lines_say_how_it_stands(self) -> None:
         if hasattr(self, "bench"):
@@ -124,7 +173,32 @@ class RecordMachine(RuleBasedStateMachine):
             names = {peer.vault for peer in region.peers.values()}
             names |= {doorbells_of(member.id) for member in region.admission.absent.doorbells()}
             kept = {name.removeprefix("r1.") for name in self.bench.keeper.copies}
-            assert kept == {*names, "state", "memory", "listener", "host"}
+            proxies = {name for name in kept if name.endswith("p")}
+            relay = set() if region.relay is None else {"relay"}
+            assert kept - proxies == {*names, *relay, "state", "memory", "listener", "host"}
+
+    @invariant()
+    def the_pairs_are_those_of_who_is_there_and_of_whom_they_remember(self) -> None:
+        if not hasattr(self, "bench") or (relay := self.bench.region.relay) is None:
+            return
+        region = self.bench.region
+        absent = region.admission.absent.doorbells()
+        want = {
+            (peer.id, member.id)
+            for peer in region.peers.values()
+            for member in region.roster.ordered
+            if member is not peer.member and not peer.outbox.blind_to(member)
+        }
+        want |= {(peer.id, m.id) for peer in region.peers.values() for m in absent if m.id in peer.outbox.kept}
+        cut_off = {ends for ends in relay._pairs if ends[1] in self.bench.cut_off}
+        assert relay._pairs.keys() - cut_off == {ends for ends in want if ends[1] not in self.bench.cut_off}
+        assert relay._own.keys() == {member.id for member in (*region.roster.ordered, *absent)}
+        places = (relay._forwarder.read(pair.index) for pair in relay._pairs.values())
+        needed = {proxies_of(place[2] >> 24) for place in places if place}
+        kept = {name.removeprefix("r1.") for name in self.bench.keeper.copies if name.endswith("p")}
+        assert needed <= kept
+        vaults = {proxies_of(member.vault) for member in (*region.roster.ordered, *absent)}
+        assert self.killed or kept <= needed | vaults
 
     @invariant()
     def an_id_that_is_remembered_waits_for_its_owner(self) -> None:
@@ -133,16 +207,18 @@ class RecordMachine(RuleBasedStateMachine):
             for peer in region.peers.values():
                 for peer_id in peer.outbox.kept:
                     assert region.admission.ids.is_remembered(peer_id)
-                    assert peer_id in region.peers or region.admission.absent.get(peer_id) is not None
+                    away = region.admission.absent.get(peer_id)
+                    assert peer_id in region.peers or away is not None or peer_id in self.bench.cut_off
 
     def teardown(self) -> None:
         if hasattr(self, "bench"):
             self.bench.close()
             self.patch.stop()
+            gc.unfreeze()
 
 
 TestRecord = RecordMachine.TestCase
-TestRecord.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestRecord.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 3])
@@ -209,7 +285,7 @@ def test_a_state_of_version_1_is_understood() -> None:
                 "since": 1763694000000001,
                 "rule": None,
                 "keeps": True,
-                "outbox": {"preamble": 3, "cursor": 0, "offset": 2, "leaves": [], "kept": []},
+                "outbox": {"preamble": 3, "cursor": 0, "offset": 2, "part": 65535, "leaves": [], "kept": []},
             },
         ],
         "absent": [
