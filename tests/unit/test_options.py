@@ -196,5 +196,5 @@ def test_every_key_of_a_region_is_frozen_or_not_on_purpose() -> None:
     frozen = {f.name for f in dataclasses.fields(RegionSpec) if f.metadata.get("frozen")}
     live = {f.name for f in dataclasses.fields(RegionSpec)} - frozen - {"name"}
     assert frozen == {"size", "vectors", "socket", "backing", "first_id", "host_peer", "host_peer_id", "relay"}
-    access = {"owner", "group", "mode", "peer", "max_peers"}
-    assert live == {*access, "many_vectors", "stall_timeout", "relay_rate", "relay_poll_us"}
+    access = {"owner", "group", "mode", "peer", "max_peers", "max_absent"}
+    assert live == {*access, "clear", "many_vectors", "stall_timeout", "relay_rate", "relay_poll_us"}
