@@ -121,7 +121,8 @@ def name_our_own(known: Mapping[str, Any]) -> None:
     for kind in ("client", "flat"):
         for name, one in known[f"{kind}s"].items():
             for peer in regions.get(one["socket"], {}).get("peers", ()):
-                if (peer["id"], peer["pid"]) == (one["id"], os.getpid()):
+                # not by the process: after a restart, that of the connection is our predecessor
+                if (peer["id"], peer["uid"]) == (one["id"], os.getuid()):
                     peer["own"] = f"{kind} {name}"
 
 
