@@ -104,15 +104,17 @@ def test_echo_answers_at_the_same_vector(daemon: Daemon, ctl: Ctl, region: str) 
 
 
 def test_two_echoes_are_told_that_they_look_like_a_loop(ctl: Ctl, region: str) -> None:
-    with Running(ctl, "echo", region) as first, Running(ctl, "echo", region) as second:
-        for echo in (first, second):
-            assert "rings everybody else back" in echo.line()
-        until(lambda: peers(ctl, region) == [0, 1], "both to be there")
-        ctl("notify", region, 0, 0)
-        for echo, other in ((first, 1), (second, 0)):
-            said = echo.line("stderr")
-            assert re.match(rf"doorbellctl: peer {other} rings [\d,]+ times a second; a loop\? ", said)
-        assert first.end() == second.end() == 0
+    with Running(ctl, "echo", region) as first:
+        assert "rings everybody else back" in first.line()
+        until(lambda: peers(ctl, region) == [0], "the first to be peer 0")
+        with Running(ctl, "echo", region) as second:
+            assert "rings everybody else back" in second.line()
+            until(lambda: peers(ctl, region) == [0, 1], "both to be there")
+            ctl("notify", region, 0, 0)
+            for echo, other in ((first, 1), (second, 0)):
+                said = echo.line("stderr")
+                assert re.match(rf"doorbellctl: peer {other} rings [\d,]+ times a second; a loop\? ", said)
+            assert first.end() == second.end() == 0
 
 
 def test_who_does_not_answer(daemon: Daemon, ctl: Ctl, region: str) -> None:
