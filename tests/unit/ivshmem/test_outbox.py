@@ -132,6 +132,8 @@ class Reconciliation(RuleBasedStateMachine):
             else:
                 for other in self.peers.values():
                     other.outbox.cut_off(peer_id)
+                    if peer_id in other.client.first:  # what it was told so far is all that it will be told
+                        other.client.first[peer_id] = other.client.view.get(peer_id, [])
                 self.cut_off.add(peer_id)
         own = Member(peer_id, absent.eventfds if absent is not None and owner else Tokens(vectors))
         there = {m.id: list(m.eventfds.array) for m in self.roster.ordered if visible is None or visible(m)}
