@@ -165,8 +165,9 @@ def test_what_doorbellctl_shows_and_sets(daemon: Daemon, bus: Client, three: lis
     assert not made[two.id, HOST]["permitted"]
     rows = [line.split() for line in ctl("pairs", "demo").splitlines()]
     assert rows[0][0] == "SENDER"
-    assert [str(one.id), "-", str(two.id), "-", "0", "0", "0", "50/s", "yes"] in rows
-    assert [str(two.id), "-", str(HOST), "host", "0", "0", "0", "-", "no"] in rows
+    program = "(python3)"
+    assert [str(one.id), program, str(two.id), program, "0", "0", "0", "50/s", "yes"] in rows
+    assert [str(two.id), program, str(HOST), "host", "0", "0", "0", "-", "no"] in rows
     said = ctl.json("limit", "demo", one.id, two.id, "--rate", 0, "--permit", "--json")
     assert said == {"region": "demo", "sender": one.id, "target": two.id, "rate": 0, "permitted": True}
     assert "say what should hold" in ctl.refused("limit", "demo", one.id, two.id, status=2)

@@ -71,7 +71,8 @@ MEMORY_BY_SIZE = """
 def test_memory_is_taken_by_the_size_that_is_set() -> None:
     """In a process of its own: here, memory that earlier tests gave back would serve."""
     done = run_python(MEMORY_BY_SIZE)
-    assert done.stdout.split() == ["True"] * 3, done.stderr
+    kept = "asan" in os.environ.get("LD_PRELOAD", "")  # it keeps what was given back, to find who uses it still
+    assert done.stdout.split()[: 3 - kept] == ["True"] * (3 - kept), done.stderr
 
 
 @pytest.mark.parametrize(
