@@ -53,11 +53,16 @@ with guest() as made:
     ring.queue.pop()
 """
 LOST = """
+import ctypes
 from doorbelld.ring.memory import MemoryMap
 from doorbelld.ring.queue import VirtQueue
-queue = VirtQueue(MemoryMap())
 for _ in range({times}):
-    queue.__init__(MemoryMap())  # forgets what it had; nobody does that
+    queue = VirtQueue(MemoryMap())
+    queue.set_num(128)
+    lost = ctypes.py_object(queue)  # nobody finds it any more, and it is never freed
+    ctypes.pythonapi.PyObject_GC_UnTrack(lost)
+    ctypes.pythonapi.Py_IncRef(lost)
+    del queue, lost
 """
 
 
