@@ -339,8 +339,7 @@ class RegionView(DoorbellMethods, MemoryMethods, View, interface=REGION):
         """ID, VM name, uid and time of leaving of each."""
         return [
             [absent.id, absent.who.vm_name, absent.who.uid, absent.left]
-            for absent in self._region.admission.absent
-            if absent.member is not None
+            for absent in self._region.admission.absent.waiting()
         ]
 
     @prop("ClearPolicy")

@@ -56,8 +56,7 @@ def describe_region(region: Region, refusals: Iterable[tuple[int, str]] = ()) ->
                 "unit": absent.who.unit,
                 "left": absent.left,
             }
-            for absent in region.admission.absent
-            if absent.member is not None
+            for absent in region.admission.absent.waiting()
         ],
     }
 

@@ -108,6 +108,10 @@ class AbsentPeers:
         """Give all doorbells that are kept."""
         return list(self._doorbells.values())
 
+    def waiting(self) -> Iterator[AbsentPeer]:
+        """Give those whose doorbells are kept: nobody else gets their IDs."""
+        return (absent for absent in self if absent.member is not None)
+
     def __iter__(self) -> Iterator[AbsentPeer]:
         return iter(self._by_id.values())
 
