@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
 GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py returning_peers.py qemu_devices.py qemu_limits.py libvirt.py uml.py libblkio.py)
+# a process for each CPU; tests/conftest.py says which tests stay together, and in which order they start
+PYTEST := $(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help
@@ -40,17 +42,17 @@ check: lint test-unit ## Run the linters and the unit tests: a few minutes.
 
 test: lint ## Install what the tests need, run the linters and all tests.
 	@packaging/prerequisites setup test system
-	DOORBELLD_TEST_REQUIRE=all $(BIN)/pytest -q
+	DOORBELLD_TEST_REQUIRE=all $(PYTEST)
 
 test-unit: $(STAMP) ## Run the unit tests only.
-	$(BIN)/pytest -q tests/unit
+	$(PYTEST) tests/unit
 
 test-integration: $(STAMP) ## Run the tests against real processes, without guests.
-	$(BIN)/pytest -q tests/integration $(GUESTS:%=--ignore %)
+	$(PYTEST) tests/integration $(GUESTS:%=--ignore %)
 
 test-guest: $(STAMP) ## Run the tests with real guests (QEMU, libvirt, User-Mode Linux) and libblkio only.
 	@packaging/prerequisites test
-	$(BIN)/pytest -q $(GUESTS)
+	$(PYTEST) $(GUESTS)
 
 test-system: $(STAMP) ## Run the tests under a real systemd, in a container; needs root.
 	@packaging/prerequisites setup test system

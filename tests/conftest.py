@@ -40,6 +40,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, and keep together what shares fixtures, where several processes share the tests.
+
+    That is a module, and all of tests/system: its machine takes two minutes to set up.
+    """
+    tests = Path(__file__).parent
+    order = ["system", "integration", "unit"]
+
+    def place(item: pytest.Item) -> str:
+        return item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else "unit"
+
+    items.sort(key=lambda item: order.index(place(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("system" if place(item) == "system" else str(item.path)))
+
+
 def pytest_collection_finish() -> None:
     """Take what was made so far out of the collector's sight: tests that collect garbage look at their own only."""
     gc.collect()

@@ -31,7 +31,7 @@ from .rules import PeerRule, first_match
 from .spec import RegionSpec
 
 CLOSED = "it closed its connection"
-_LOOK_MAX = 64
+_LOOK_MAX = 16
 """Where more peers than this have one identity, they are no restarted VMs; nobody looks whether they have ended."""
 
 
