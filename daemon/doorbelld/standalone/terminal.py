@@ -28,6 +28,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -161,7 +162,8 @@ class Terminal:
         self._over = self._reading = self._closing = False
         self._before = (readline.get_completer(), readline.get_completer_delims())
         self._handler = signal.signal(_NUDGE, self._notice)
-        self._noticed = threading.Event()
+        # a bare flag: another signal's exception can leave a lock of the handler's locked for good
+        self._noticed = False
         self._signals, pipe = os.pipe()
         os.set_blocking(pipe, False)
         self._pipes = (pipe, signal.set_wakeup_fd(pipe, warn_on_full_buffer=False))
@@ -215,13 +217,15 @@ class Terminal:
         assert main is not None
         while came := os.read(self._signals, 1):
             if came[0] != _NUDGE:
-                self._noticed.clear()
-                while not self._noticed.wait(_NUDGE_SECONDS) and not self._closing:
+                self._noticed = False
+                time.sleep(_NUDGE_SECONDS)
+                while not (self._noticed or self._closing):
                     signal.pthread_kill(main, _NUDGE)
+                    time.sleep(_NUDGE_SECONDS)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         """Handle a nudge: by now the main thread, which runs this, has seen all signals."""
-        self._noticed.set()
+        self._noticed = True
         if self._over and self._reading:
             self._reading = False
             raise _Interrupted
