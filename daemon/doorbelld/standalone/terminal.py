@@ -13,7 +13,9 @@ is one write(2), so it does not matter what readline writes before and after.
 
 readline waits in select(2), and Python looks at signals only if one comes while it does: one that comes a moment before
 is not seen until the next key. So a signal also writes to a pipe (``set_wakeup_fd``), and the thread at its other end
-nudges the main thread with another signal until that has noticed. `interrupt` goes the same way.
+nudges the main thread with another signal until that has left `input`. It must be one that Python knows nothing of:
+`input` would run its handler while the exception of the first is set already. SIGWINCH is readline's own, and says
+nothing wrong: look at the size of the terminal. `interrupt` goes the same way, with a signal that raises an exception.
 
 With anything else (`Plain`) lines are read as they come, without a prompt, so that output is answers and nothing else;
 a terminal that can't insert lines gets a prompt.
@@ -42,8 +44,11 @@ _ABOVE = "\x1bD\x1b[A\x1b7\r\x1b[L{row}\x1b8\x1b[B"
 """Put a row above the cursor's: make sure that there is one below (IND, CUU), remember the place (DECSC), insert a row
 (IL), which moves this one down, come back (DECRC), and follow it down (CUD)."""
 
-_NUDGE = signal.SIGUSR1
+_NUDGE = signal.SIGWINCH
+_INTERRUPT = signal.SIGUSR1
 _NUDGE_SECONDS = 0.02
+_NUDGES_MAX = 100
+"""After so many the main thread does something else than to wait for a line."""
 _NONE = b"\0"
 """Stands for no signal in the pipe."""
 Complete = Callable[[str, str], list[str]]
@@ -161,9 +166,8 @@ class Terminal:
         self._choices: list[str] = []
         self._over = self._reading = self._closing = False
         self._before = (readline.get_completer(), readline.get_completer_delims())
-        self._handler = signal.signal(_NUDGE, self._notice)
-        # a bare flag: another signal's exception can leave a lock of the handler's locked for good
-        self._noticed = False
+        self._lines = 0  # that `input` was through with, one way or the other
+        self._handler = signal.signal(_INTERRUPT, self._interrupted)
         self._signals, pipe = os.pipe()
         os.set_blocking(pipe, False)
         self._pipes = (pipe, signal.set_wakeup_fd(pipe, warn_on_full_buffer=False))
@@ -187,7 +191,10 @@ class Terminal:
                     self._reading = True  # first: whoever interrupts sees this, or we see what they did
                     if self._over:
                         break
-                    return input(PROMPT)
+                    try:
+                        return input(PROMPT)
+                    finally:
+                        self._lines += 1
                 except KeyboardInterrupt:  # as a shell: the line is given up
                     self._write("^C\r\n")
                 except (EOFError, _Interrupted):
@@ -216,16 +223,17 @@ class Terminal:
         main = threading.main_thread().ident
         assert main is not None
         while came := os.read(self._signals, 1):
-            if came[0] != _NUDGE:
-                self._noticed = False
+            if came[0] == _INTERRUPT:
+                continue
+            with_signal, before = _INTERRUPT if came == _NONE else _NUDGE, self._lines
+            for _ in range(_NUDGES_MAX):
                 time.sleep(_NUDGE_SECONDS)
-                while not (self._noticed or self._closing):
-                    signal.pthread_kill(main, _NUDGE)
-                    time.sleep(_NUDGE_SECONDS)
+                if not self._reading or self._lines != before or self._closing:
+                    break
+                signal.pthread_kill(main, with_signal)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        """Handle a nudge: by now the main thread, which runs this, has seen all signals."""
-        self._noticed = True
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal of `interrupt`, in the main thread."""
         if self._over and self._reading:
             self._reading = False
             raise _Interrupted
@@ -237,7 +245,7 @@ class Terminal:
         os.close(self._pipes[0])
         self._nudger.join()
         os.close(self._signals)
-        signal.signal(_NUDGE, self._handler)
+        signal.signal(_INTERRUPT, self._handler)
         self._readline.set_completer(self._before[0])
         self._readline.set_completer_delims(self._before[1])
         new = self._readline.get_current_history_length() - self._known
