@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from doorbelld.errors import InvalidOptions
 from doorbelld.fds.peercred import Credentials
-from doorbelld.ivshmem.rules import Match, PeerRule, describe, first_match, parse_rules
+from doorbelld.ivshmem.rules import Match, PeerRule, describe, first_match, parse_rules, takes_leaves
 
 WHO = Credentials(pid=100, uid=1000, gid=1001, vm_name="web1", unit="qemu@web1.service")
 
@@ -148,3 +148,28 @@ def test_raw_read_back_is_the_same(rule: PeerRule) -> None:
 def test_raw_that_is_no_rule_is_refused(raw: dict[str, object]) -> None:
     with pytest.raises(InvalidOptions):
         PeerRule.from_raw(raw)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "program", "takes"),
+    [
+        (None, None, "doorbell-client", True),
+        (None, None, "doorbelld", True),
+        (None, None, "qemu-system-x86_64", False),
+        (None, None, "my-doorbell-client", False),
+        (None, None, "doorbell-client\n", False),
+        (None, None, "", False),
+        (None, True, "qemu-system-x86_64", True),
+        (None, False, "doorbell-client", False),
+        (True, False, "qemu-system-x86_64", True),
+        (False, True, "doorbell-client", False),
+        (False, None, "doorbell-client", False),
+    ],
+)
+def test_leaves_are_told_as_the_rule_says_then_the_caller_then_the_program(
+    said: bool | None, asked: bool | None, program: str, takes: bool
+) -> None:
+    who = Credentials(pid=100, uid=1000, gid=1000, program=program)
+    assert takes_leaves(PeerRule(Match(), tell_leaves=said), who, asked) is takes
+    if said is None:
+        assert takes_leaves(None, who, asked) is takes
