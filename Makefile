@@ -24,12 +24,18 @@ help: ## Show this help.
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+ifdef SETTING_UP
 $(STAMP): pyproject.toml setup.py $(NATIVE)
 	@packaging/prerequisites setup
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/pip install --quiet --editable '.[fast,dev]'
 	@touch $@
+else
+$(STAMP): pyproject.toml setup.py $(NATIVE)
+	@mkdir -p build  # "make run" in one terminal and "make test" in another: the second one waits for the first
+	@flock build/setup.lock $(MAKE) --no-print-directory SETTING_UP=1 $@
+endif
 
 setup: $(STAMP) ## Make the virtual environment and build the native module.
 
