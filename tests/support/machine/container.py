@@ -40,7 +40,7 @@ BOOT_TIMEOUT = 60.0
 
 STOP_TIMEOUT = 30.0
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds for a command."""
 
 _ENVIRONMENT = {
@@ -132,7 +132,7 @@ class Machine:
             os.close(ended)
         (nspawn,) = _children(self._process.pid)
         (self.pid,) = _children(nspawn)
-        state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
+        state = self.run("systemctl", "is-system-running", "--wait", check=False, timeout=BOOT_TIMEOUT).stdout.strip()
         if state != "running":
             raise self._error(f"it is {state}:\n{self.run('systemctl', '--failed', '--no-pager').stdout}")
 
