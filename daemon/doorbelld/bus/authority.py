@@ -34,7 +34,6 @@ from typing import Any
 
 from ..errors import AccessDenied, BusUnavailable, LimitExceeded
 from ..fds.peercred import Credentials
-from .library import Variant
 from .names import BUS_NAME
 from .polkit import CHALLENGE_SECONDS, CHECK_SECONDS, Answer, Polkit, Question
 
@@ -43,7 +42,6 @@ CALLS_MAX = 1024
 BYTES_MAX = 16 << 20
 
 _CACHE_MAX = 1024
-_ITEM_BYTES = 64
 
 
 class Action(Enum):
@@ -144,6 +142,11 @@ class Authority:
         """Tell whether it does not matter who *sender* is, for looking."""
         return self._bus.polkit is None and sender not in self._bus.lanes
 
+    def user(self, sender: str) -> int | None:
+        """Tell whose *sender* is, if that is known."""
+        who = self._bus.known.get(sender)
+        return None if who is None else who.uid
+
     def decided(self, request: Request) -> Credentials | None:
         """Tell who the caller is, if it may do what it wants; None if that is to be asked, or others are before it.
 
@@ -172,7 +175,7 @@ class Authority:
     ) -> None:
         """Call *begin* with who the caller is, once it may do what it wants and its earlier calls have begun.
 
-        It occupies *size* bytes while it waits (see `size_of`). If it may not (AccessDenied, LimitExceeded), if the
+        It occupies *size* bytes while it waits. If it may not (AccessDenied, LimitExceeded), if the
         bus went away meanwhile (AccessDenied), or if *begin* raises something, *refuse* is called with that.
 
         Raises:
@@ -309,20 +312,6 @@ class Authority:
                 f"uid {who.uid} may look, but not {action.value}{when}; "
                 f"call as root or as the daemon's user (uid {os.geteuid()})"
             )
-
-
-def size_of(value: Any) -> int:
-    """Estimate the bytes that a message's body occupies; none is smaller than its items are many."""
-    match value:
-        case str() | bytes():
-            return _ITEM_BYTES + len(value)
-        case list() | tuple():
-            return _ITEM_BYTES + sum(map(size_of, value))
-        case dict():
-            return _ITEM_BYTES + sum(size_of(key) + size_of(item) for key, item in value.items())
-        case Variant():
-            return _ITEM_BYTES + size_of(value.value)
-    return _ITEM_BYTES
 
 
 def _check_room(bus: _Bus, uid: int, calls: int, size: int) -> None:
