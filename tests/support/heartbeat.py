@@ -3,10 +3,10 @@
 """Everybody else's heartbeat, while somebody attacks the daemon.
 
 `watched` starts two daemons with the same configuration: one is attacked in the body, the other one is left alone. For
-each of them a process of its own does these things over and over, each in a thread: it joins a region and reads its
-greeting, reads a property on D-Bus (and something of the bus itself), and has a device serve a request. In the end it is compared how long each of them
-took: under attack it must be within `LIMIT`, or, where the machine is slow, within three times of what it took the
-other daemon, which had the same machine at the same time.
+each of them a process of its own does three things over and over, each in a thread: it joins a region and reads its
+greeting, reads a property on D-Bus, and has a device serve a request. A fourth asks the bus itself something. In the
+end it is compared how long each of them took: under attack it must be within `LIMIT`, or, where the machine is slow,
+within three times of what it took the other daemon, which had the same machine at the same time.
 
 In the end the attacked daemon must be as large as it was before: descriptors, threads, mappings and memory.
 """

@@ -138,9 +138,18 @@ class Authority:
         who = bus.known.get(sender)
         return who if who is not None and who.uid in self._trusted and sender not in bus.lanes else None
 
+    def trusts(self, who: Credentials) -> bool:
+        """Tell whether *who* may do everything, and nobody is asked."""
+        return who.uid in self._trusted
+
     def all_may_inspect(self, sender: str) -> bool:
         """Tell whether it does not matter who *sender* is, for looking."""
         return self._bus.polkit is None and sender not in self._bus.lanes
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there may be somebody on the bus who may not look."""
+        return self._bus.polkit is not None
 
     def user(self, sender: str) -> int | None:
         """Tell whose *sender* is, if that is known."""

@@ -133,7 +133,7 @@ class Connection:
         """Learn whether the bus is slow to take what we write; nothing is read then that would make us write more."""
         self._announcer.press(pressed)
         self._scheduler.press(pressed)
-        self._router.snapshot.press(pressed)
+        self._router.press(pressed)
         if self._reader is not None:
             self._reader.pause(pressed)
 
@@ -144,11 +144,10 @@ class Connection:
                 half.close()
 
     def _drop(self) -> None:
-        self._router.writer = None
+        self._router.leave()
         self._authority.forget()
         self._polkit.forget()
         self._scheduler.clear()
-        self._router.snapshot.clear()
         self._announcer.press(False)
         self._silence()
         if self._bus is not None:

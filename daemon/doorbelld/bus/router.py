@@ -25,6 +25,7 @@ from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from ..log import get_logger
 from . import interfaces, paths
+from .access.disclosure import SHOWN, shown
 from .authority import Action, Authority, InteractiveAuthorizationRequired, Request
 from .library import Message, MessageFlag, MessageType, text
 from .names import DBUS_PEER, ERROR_PREFIX, INTROSPECTABLE, MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT
@@ -50,6 +51,7 @@ _SUBJECTS = {
     "flat": frozenset(("CreateFlatDevice", "RemoveFlatDevice")),
 }
 """What a call may be about, and the manager's methods whose first argument is the name of such a one."""
+_DEVICES = f"{ROOT}/device/"
 _NAME_MAX = 64
 _WORDS_MAX = 4096
 """Characters of an error's text."""
@@ -70,7 +72,8 @@ class Router:
         self._tree = tree
         self._authority = authority
         self._actions, self._body_max = _tables()
-        self.snapshot = Snapshot(tree, self.describe)
+        self.snapshots = [Snapshot(tree, functools.partial(self._describe_for, bool(trusted))) for trusted in (0, 1)]
+        """The lists of all objects that others are given, and those who may do everything."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer: Writer | None = None
         self.next_serial: Callable[[], int] = lambda: 0
@@ -90,6 +93,22 @@ class Router:
         except Exception as error:
             self._reply_error(msg, error)
 
+    @property
+    def restricted(self) -> bool:
+        """Whether somebody may get our signals who may not look."""
+        return self._authority.restricted
+
+    def press(self, pressed: bool) -> None:
+        """Learn whether the bus is slow to take what we write."""
+        for snapshot in self.snapshots:
+            snapshot.press(pressed)
+
+    def leave(self) -> None:
+        """Forget who waits, and that there is a bus."""
+        self.writer = None
+        for snapshot in self.snapshots:
+            snapshot.clear()
+
     def refuse(self, msg: MethodCall, why: str) -> None:
         """Answer a call that is one too many."""
         self._reply_error(msg, CallError("LimitsExceeded", why))
@@ -100,13 +119,20 @@ class Router:
         """Call what *msg* names: gives (signature, value), an awaitable of it, or None if it is answered elsewhere."""
         who = self._authority.trusted(msg.sender)
         if who is not None:
-            return self._begin(msg, who)
+            with shown(addresses=True):
+                return self._begin(msg, who)
         if _is_of_peer(msg):
             return self._answer_peer(msg)
         action = self._actions.get((msg.interface, msg.member), Action.INSPECT)
         if msg.member in _STANDARD_METHODS and self._authority.all_may_inspect(msg.sender):
-            return self._begin(msg, None)
-        return self._if_allowed(msg, action, functools.partial(self._begin, msg))
+            if self._authority.user(msg.sender) is not None or not _depends_on_caller(msg):
+                return self._begin(msg, None)
+        return self._if_allowed(msg, action, functools.partial(self._begin_as, msg))
+
+    def _begin_as(self, msg: MethodCall, who: Credentials) -> Any:
+        """Do the same for a caller who had to be looked up, or asked about."""
+        with shown(addresses=self._authority.trusts(who)):
+            return self._begin(msg, who)
 
     def _begin(self, msg: MethodCall, who: Credentials | None) -> Any:
         """Do what `_dispatch` is for, for a caller who may; *who* it is matters only to what nobody may by default."""
@@ -137,9 +163,11 @@ class Router:
         who = self._authority.decided(request)
         if who is not None:
             return begin(who)
-        asked_by = self.writer
+        asked_by, was_there = self.writer, self._tree.find(msg.path) is not None
 
         def go_on(who: Credentials) -> None:
+            if was_there and self._tree.find(msg.path) is None:
+                raise CallError("UnknownObject", f"{msg.path} went away")
             result = begin(who)
             if type(result) is tuple:
                 self._reply(msg, *result)
@@ -205,10 +233,14 @@ class Router:
                 header = prefixed_return(self.next_serial(), msg.serial, msg.sender, "a{oa{sa{sv}}}", len(body))
                 self.writer.write_with(header, body)
 
-        if not self.snapshot.ask(msg.sender, answer):
+        if not self.snapshots[SHOWN.addresses].ask(msg.sender, answer):
             raise CallError(
                 "LimitsExceeded", "too many of your calls of GetManagedObjects wait; wait for their answers"
             )
+
+    def _describe_for(self, trusted: bool, view: View) -> dict[str, dict[str, Any]]:
+        with shown(addresses=trusted):
+            return self.describe(view)
 
     @staticmethod
     def describe(view: View) -> dict[str, dict[str, Any]]:
@@ -295,7 +327,8 @@ class Router:
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:
         """Send a signal, if there is a bus to send it to."""
-        self.snapshot.changed(body[0] if interface == OBJECT_MANAGER else path)
+        for snapshot in self.snapshots:
+            snapshot.changed(body[0] if interface == OBJECT_MANAGER else path)
         if self.writer is None:
             return
         self._send(
@@ -314,6 +347,11 @@ class Router:
         numbers = [fd.fileno() for fd in fds]
         message = Message(flags=_NO_REPLY_EXPECTED, serial=self.next_serial(), unix_fds=numbers, **fields)
         writer.write(message._marshall(True), fds)
+
+
+def _depends_on_caller(msg: MethodCall) -> bool:
+    """Tell whether the answer shows more to those who may do everything."""
+    return msg.member == "GetManagedObjects" or msg.path.startswith(_DEVICES)
 
 
 def _is_of_peer(msg: MethodCall) -> bool:

@@ -12,8 +12,8 @@ asked about yet take turns as one user.
 A single call may take longer than a turn has. Nothing begins then for as long again, so that calls never take more than
 half of the time.
 
-What waits has a bound: `CALLS_MAX` calls and `BYTES_MAX` bytes of a caller, `TOTAL_MAX` bytes together. A call beyond it
-is refused at once, which takes microseconds. While the bus takes nothing of what we write, no call begins, and none
+What waits has a bound: `CALLS_MAX` calls and `BYTES_MAX` bytes of a caller, `TOTAL_MAX` bytes together. A call beyond
+it is refused at once, which takes microseconds. While the bus takes nothing of what we write, no call begins, and none
 is read.
 """
 

@@ -7,7 +7,6 @@ They are user nobody, on a bus that lets everybody in and lets everything pass, 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
 import struct
@@ -16,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from jeepney.io.blocking import open_dbus_connection
 from support.busctl import NAME, ROOT
 from support.dbusclient import BusDaemon, Client
 from support.heartbeat import Attack, Watched, under_way, watched

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from doorbelld.bus import authority
 from doorbelld.bus.authority import Action, Authority, InteractiveAuthorizationRequired, Request
-from doorbelld.bus.library import Variant
 from doorbelld.bus.polkit import Answer, Polkit, Question
 from doorbelld.errors import AccessDenied, BusUnavailable, LimitExceeded
 from doorbelld.fds.peercred import Credentials

@@ -123,7 +123,7 @@ class Bench:
             while True:
                 if tasks := [*self.router._tasks, *self.authority._runners]:
                     await asyncio.wait(tasks)
-                elif self.router.snapshot._turn is not None:
+                elif any(snapshot._turn for snapshot in self.router.snapshots):
                     await asyncio.sleep(0)
                 else:
                     break
@@ -734,6 +734,81 @@ async def test_whoever_polkit_is_asked_about_holds_up_nobody_else(bench: Bench) 
     polkit.may_answer.set()
     await bench.settle()
     assert [reply.reply_serial for reply in bench.writer.sent if reply.destination == STRANGER] == [1, 2, 3]
+
+
+# Who may not look learns nothing
+
+THERE_OR_NOT: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = [
+    ((DEMO, REGION, "Notify", "qq", 65535, 0), (f"{ROOT}/region/none", REGION, "Notify", "qq", 65535, 0)),
+    ((DEMO, REGION, "Notify", "q", 1), (f"{ROOT}/region/none", REGION, "Notify", "q", 1)),
+    ((DEMO, None, "Attach", "a{sv}", {}), (f"{ROOT}/region/none", None, "Attach", "a{sv}", {})),
+    ((DEMO, REGION, "Explode"), (f"{ROOT}/region/none", REGION, "Explode")),
+    ((DEMO, "a.b", "C"), (f"{ROOT}/region/none", "a.b", "C")),
+    ((DEMO, PROPERTIES, "Get", "ss", REGION, "Size"), (f"{ROOT}/region/none", PROPERTIES, "Get", "ss", REGION, "Size")),
+    ((DEMO, PROPERTIES, "GetAll", "s", ""), (f"{ROOT}/region/none", PROPERTIES, "GetAll", "s", "")),
+    ((f"{ROOT}/region", INTROSPECTABLE, "Introspect"), (f"{ROOT}/region/x/peer", INTROSPECTABLE, "Introspect")),
+    ((HOST_PEER, PEER, "NotifyAll"), (f"{DEMO}/peer/7", PEER, "NotifyAll")),
+    ((ROOT, MANAGER, "ListPeers", "s", "demo"), (ROOT, MANAGER, "ListPeers", "s", "none")),
+    ((ROOT, MANAGER, "CreateRegion", "sa{sv}", "demo", {}), (ROOT, MANAGER, "CreateRegion", "sa{sv}", "none", {})),
+    ((LOOP, REGION, "Broadcast"), (f"{ROOT}/device/none", REGION, "Broadcast")),
+    ((QUEUES[1], QUEUE, "Kick"), (f"{LOOP}/queue/7", QUEUE, "Kick")),
+    ((LOOP, DEVICE, "Reset"), (f"{ROOT}/device/none", DEVICE, "Reset")),
+]
+
+
+@pytest.mark.parametrize(("there", "missing"), THERE_OR_NOT, ids=[f"{n}-{c[0][2]}" for n, c in enumerate(THERE_OR_NOT)])
+async def test_who_may_not_look_is_told_the_same_whatever_there_is(
+    bench: Bench, there: tuple[Any, ...], missing: tuple[Any, ...]
+) -> None:
+    bench.authority.forget(FakePolkit(Answer.NO))
+    told = await bench.error(*there, sender=STRANGER)
+    assert told[0] == OURS + "AccessDenied"
+    assert await bench.error(*missing, sender=STRANGER) == told
+
+
+async def test_the_body_of_a_call_that_is_refused_is_not_parsed(bench: Bench) -> None:
+    call = bench.message(ROOT, MANAGER, "CreateRegion", "sa{sv}", "new", {}, sender=STRANGER)
+    bench.router.handle(call)
+    await bench.settle()
+    assert bench.writer.sent[-1].error_name == OURS + "AccessDenied"
+    assert call.arguments is None
+
+
+@pytest.mark.parametrize("sender", [ME, STRANGER])
+async def test_a_body_that_was_not_kept_is_an_error_for_who_may_call(bench: Bench, sender: str) -> None:
+    call = MethodCall(ROOT, MANAGER, "CreateRegion", sender, "sa{sv}", 0, 77, None, 31 << 20, 70_000)
+    bench.router.handle(call)
+    await bench.settle()
+    reply = bench.writer.sent[-1]
+    if sender == STRANGER:
+        assert reply.error_name == OURS + "AccessDenied"
+    else:
+        assert reply.error_name == FREEDESKTOP + "LimitsExceeded"
+        assert "32505856 bytes of arguments, and takes 70000 at most" in reply.body[0]
+
+
+async def test_a_body_that_is_malformed_is_an_error(bench: Bench) -> None:
+    call = MethodCall(ROOT, MANAGER, "ListPeers", ME, "s", 0, 77, b"\xff\xff\xff\x7fx", 5, 2000)
+    bench.router.handle(call)
+    await bench.settle()
+    assert bench.writer.sent[-1].error_name == FREEDESKTOP + "InvalidArgs"
+    assert "not as their signature" in bench.writer.sent[-1].body[0]
+
+
+async def test_one_call_too_many_is_refused(bench: Bench) -> None:
+    bench.router.refuse(bench.message(DEMO, REGION, "Broadcast"), "wait")
+    assert bench.writer.sent[-1].error_name == FREEDESKTOP + "LimitsExceeded"
+
+
+async def test_every_method_has_a_largest_body(bench: Bench) -> None:
+    for name in (MANAGER, REGION, PEER, VECTOR, DEVICE, QUEUE, CLIENT, FLAT):
+        for member, declared in load(name).methods.items():
+            most = bench.router.body_max(name, member, declared.takes)
+            assert (most > 0) is bool(declared.takes)
+            assert most <= (1 << 20) + 4096
+            assert bench.router.body_max(None, member, declared.takes) >= most
+    assert bench.router.body_max(REGION, "Notify", "as") == 0
+    assert bench.router.body_max("a.b", "C", "s") == 0
 
 
 # Whatever happens: exactly one reply
