@@ -34,7 +34,6 @@ from typing import Any
 
 from ..errors import AccessDenied, BusUnavailable, LimitExceeded
 from ..fds.peercred import Credentials
-from .library import Variant
 from .names import BUS_NAME
 from .polkit import CHALLENGE_SECONDS, CHECK_SECONDS, Answer, Polkit, Question
 
@@ -43,7 +42,6 @@ CALLS_MAX = 1024
 BYTES_MAX = 16 << 20
 
 _CACHE_MAX = 1024
-_ITEM_BYTES = 64
 
 
 class Action(Enum):
@@ -140,9 +138,23 @@ class Authority:
         who = bus.known.get(sender)
         return who if who is not None and who.uid in self._trusted and sender not in bus.lanes else None
 
+    def trusts(self, who: Credentials) -> bool:
+        """Tell whether *who* may do everything, and nobody is asked."""
+        return who.uid in self._trusted
+
     def all_may_inspect(self, sender: str) -> bool:
         """Tell whether it does not matter who *sender* is, for looking."""
         return self._bus.polkit is None and sender not in self._bus.lanes
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there may be somebody on the bus who may not look."""
+        return self._bus.polkit is not None
+
+    def user(self, sender: str) -> int | None:
+        """Tell whose *sender* is, if that is known."""
+        who = self._bus.known.get(sender)
+        return None if who is None else who.uid
 
     def decided(self, request: Request) -> Credentials | None:
         """Tell who the caller is, if it may do what it wants; None if that is to be asked, or others are before it.
@@ -172,7 +184,7 @@ class Authority:
     ) -> None:
         """Call *begin* with who the caller is, once it may do what it wants and its earlier calls have begun.
 
-        It occupies *size* bytes while it waits (see `size_of`). If it may not (AccessDenied, LimitExceeded), if the
+        It occupies *size* bytes while it waits. If it may not (AccessDenied, LimitExceeded), if the
         bus went away meanwhile (AccessDenied), or if *begin* raises something, *refuse* is called with that.
 
         Raises:
@@ -309,20 +321,6 @@ class Authority:
                 f"uid {who.uid} may look, but not {action.value}{when}; "
                 f"call as root or as the daemon's user (uid {os.geteuid()})"
             )
-
-
-def size_of(value: Any) -> int:
-    """Estimate the bytes that a message's body occupies; none is smaller than its items are many."""
-    match value:
-        case str() | bytes():
-            return _ITEM_BYTES + len(value)
-        case list() | tuple():
-            return _ITEM_BYTES + sum(map(size_of, value))
-        case dict():
-            return _ITEM_BYTES + sum(size_of(key) + size_of(item) for key, item in value.items())
-        case Variant():
-            return _ITEM_BYTES + size_of(value.value)
-    return _ITEM_BYTES
 
 
 def _check_room(bus: _Bus, uid: int, calls: int, size: int) -> None:

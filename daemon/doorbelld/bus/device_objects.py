@@ -13,6 +13,7 @@ from typing import Any
 
 from ..vhost.backend import Backend
 from ..vhost.queuestate import QueueState
+from .access.disclosure import SHOWN
 from .authority import Action
 from .library import text
 from .names import DEVICE, QUEUE
@@ -176,7 +177,10 @@ class DeviceView(View, interface=DEVICE):
     @prop("MemoryRegions")
     def memory_regions(self) -> list[list[Any]]:
         """Guest memory."""
-        return [[*numbers, text(error)] for *numbers, error in self._device.memory_regions]
+        return [
+            [address, size, user if SHOWN.addresses else 0, offset, text(error)]
+            for address, size, user, offset, error in self._device.memory_regions
+        ]
 
     @prop("ConfigSpace")
     def config_space(self) -> bytes:

@@ -31,6 +31,7 @@ from ..options import parse
 from ..vhost.errors import DeviceFaulty
 from ..vhost.spec import DeviceSpec
 from . import library, paths
+from .access.disclosure import SHOWN
 from .authority import Action
 from .names import MANAGER, PEER, REGION, VECTOR
 from .sharing import DoorbellMethods, MemoryMethods, Ringer, if_room
@@ -147,7 +148,11 @@ class ManagerView(View, interface=MANAGER):
     @method("Describe", Action.INSPECT)
     def describe(self) -> str:
         """Everything as JSON."""
-        return json.dumps({"version": __version__, **self._host.describe()})
+        known = {"version": __version__, **self._host.describe()}
+        if not SHOWN.addresses:
+            for region in (region for device in known["devices"].values() for region in device["memory"]):
+                region["user-addr"] = 0
+        return json.dumps(known)
 
     @method("Reload", Action.MANAGE)
     def reload(self) -> Awaitable[None]:
