@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import AccessDenied, LimitExceeded
+from ..fds.identification import PidFiles
 from ..fds.peercred import Credentials, Identity
 from .absent import AbsentPeer, AbsentPeers
 from .ids import IdPool
@@ -88,8 +89,10 @@ class Admission:
         self.absent.limit = spec.max_absent
         self.tidy()
 
-    def admit(self, who: Credentials) -> Grant:
+    def admit(self, who: Credentials, pids: PidFiles | None = None) -> Grant:
         """Grant *who* an ID, which is used then: `joined` or ``ids.give_back`` comes next.
+
+        *pids* is what was read in PID files; None: they are read here.
 
         Raises:
             AccessDenied, LimitExceeded: the rules or the limits say no.
@@ -97,16 +100,18 @@ class Admission:
         spec, peers = self._region.spec, self._region.peers
         if len(peers) >= spec.max_peers and not self._remove_ended():
             raise LimitExceeded(f'region "{spec.name}" has its {spec.max_peers} peers; raise max-peers')
-        rule = first_match(spec.peer, who)
+        rule = first_match(spec.peer, who, pids)
         if spec.peer and rule is None:
             name = f' "{who.vm_name}"' if who.vm_name else ""
             raise AccessDenied(
                 f'no rule of region "{spec.name}" admits pid {who.pid}, uid {who.uid}, VM{name or " unknown"}, '
                 f"unit {who.unit or 'unknown'}; add a [[region.{spec.name}.peer]]"
             )
-        return self._fixed(rule, rule.id, who) if rule is not None and rule.id is not None else self._free(rule, who)
+        if rule is not None and rule.id is not None:
+            return self._fixed(rule, rule.id, who, pids)
+        return self._free(rule, who)
 
-    def _fixed(self, rule: PeerRule, peer_id: int, who: Credentials) -> Grant:
+    def _fixed(self, rule: PeerRule, peer_id: int, who: Credentials, pids: PidFiles | None) -> Grant:
         holder = self._region.peers.get(peer_id)
         if holder is not None and _has_ended(holder.sock):
             self._region.remove(holder, CLOSED)
@@ -119,16 +124,16 @@ class Admission:
             by = f"pid {holder.who.pid}" if holder is not None else "another member"
             raise LimitExceeded(f"{name} is in use by {by}; disconnect that one first")
         absent = self.absent.get(peer_id)
-        return Grant(peer_id, rule, absent, absent is not None and self._owns(rule, absent, who))
+        return Grant(peer_id, rule, absent, absent is not None and self._owns(rule, absent, who, pids))
 
-    def _owns(self, rule: PeerRule, absent: AbsentPeer, who: Credentials) -> bool:
+    def _owns(self, rule: PeerRule, absent: AbsentPeer, who: Credentials, pids: PidFiles | None) -> bool:
         """Tell whether *who*, for whom *rule* fixes the ID, owns what the *absent* last holder had.
 
         The rule may match several VMs, one after the other. Somebody who was told of one may be blind to the next.
         """
         if absent.who.identity == who.identity:
             return True
-        if first_match(self._region.spec.peer, absent.who) is not rule:
+        if first_match(self._region.spec.peer, absent.who, pids) is not rule:
             return False
         keeping = (peer for peer in self._region.peers.values() if absent.id in peer.outbox.kept)
         return all(peer.rule is None or peer.rule.allows(absent.id, who.vm_name, is_host=False) for peer in keeping)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..fds.owned import FdSet
@@ -43,7 +43,7 @@ class Peer(Recipient):
             "id": member.id,
             "seq": member.seq,
             "vectors": len(member.eventfds),
-            "who": asdict(who),
+            "who": who.export(),
             "since": since,
             "rule": rule and rule.raw(),
             "keeps": outbox.keeps,

@@ -38,6 +38,7 @@ from typing import Any
 
 from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
 from ..fds import eventfd, native
+from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
 from ..fds.listener import Listener
@@ -53,6 +54,7 @@ from .courier import Courier
 from .door import Door
 from .events import AbsentGivenUp, MemoryCleared, PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
 from .hostpeer import HostPeer
+from .newcomers import Newcomers
 from .outbox import Leave, Outbox
 from .peer import Arrival, Peer
 from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
@@ -109,6 +111,7 @@ class Region(Ringing):
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
         self._waiting: list[tuple[socket.socket, Arrival | None]] = []
         """Connections that were accepted when it was found that the memory is to be cleared first."""
+        self._newcomers = Newcomers(self._judge)
         self._closing = False
         self._refused = Refused(loop)
         self._turns_seen = -1
@@ -181,6 +184,7 @@ class Region(Ringing):
         self._listener.steal().close()
         self._refused.close()
         self._courier.close()
+        self._newcomers.close()
         for sock, arrival in self._waiting:
             sock.close()
             if arrival is not None:
@@ -336,14 +340,15 @@ class Region(Ringing):
         except OSError as error:  # it is gone already
             self._drop(arrival)
             sock.close()
-            self._refuse(f"it went away while being greeted: {error.strerror}")
-            return
+            return self._refuse(f"it went away while being greeted: {error.strerror}")
+        self._newcomers.look_up(sock, arrival, who, self.spec)
+
+    def _judge(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, pids: PidFiles) -> None:
         try:
-            self._admit_new(sock, who, arrival)
+            self._admit_new(sock, who, arrival, pids=pids)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
-                self._waiting.append((sock, arrival))
-                return
+                return self._waiting.append((sock, arrival))
             self._drop(arrival)
             if who.program.startswith("qemu"):
                 self._refused.tell(sock)
@@ -376,7 +381,12 @@ class Region(Ringing):
         self._emit(PeerRefused(self, reason))
 
     def _admit_new(
-        self, sock: socket.socket, who: Credentials, arrival: Arrival | None, leaves: bool | None = None
+        self,
+        sock: socket.socket,
+        who: Credentials,
+        arrival: Arrival | None,
+        leaves: bool | None = None,
+        pids: PidFiles | None = None,
     ) -> None:
         """Make a peer of a connection; on an error the socket is still the caller's, and the *arrival* if given.
 
@@ -384,17 +394,19 @@ class Region(Ringing):
         comes back here as well.
         """
         if arrival is not None:
-            self._admit(sock, who, arrival, leaves)
+            self._admit(sock, who, arrival, leaves, pids)
             return
         made = Arrival(-1, self._make_doorbells())
         try:
-            self._admit(sock, who, made, leaves)
+            self._admit(sock, who, made, leaves, pids)
         except DoorbellError:
             self._drop(made)
             raise
 
-    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None) -> None:
-        grant = self.admission.admit(who)
+    def _admit(
+        self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None, pids: PidFiles | None
+    ) -> None:
+        grant = self.admission.admit(who, pids)
         keeps = not takes_leaves(grant.rule, who, leaves)
         sock.setblocking(False)
         former = returned = None

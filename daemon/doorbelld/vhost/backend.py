@@ -36,11 +36,13 @@ import time
 from collections.abc import Callable
 
 from ..errors import AccessDenied, LimitExceeded, in_words
+from ..fds.identification import look_up
 from ..fds.listener import Listener
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
 from ..ivshmem.door import Door
+from ..ivshmem.rules import pid_files
 from ..ring.memory import Region
 from ..wire.vhost_messages import ProtocolFeature
 from .access import admit
@@ -480,8 +482,9 @@ class Backend:
     async def _serve_one(self, sock: socket.socket) -> None:
         """Serve the front-end behind *sock* until it goes, and clear away what it leaves."""
         try:
-            self.who = identify(sock)
-            admit(self.name, self.spec.peer, self.who)
+            rules = self.spec.peer
+            self.who, pids = await look_up(sock, identify(sock), pid_files(rule.match for rule in rules))
+            admit(self.name, rules, self.who, pids)
         except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
             self._sock, self.who = None, None
             if isinstance(error, AccessDenied):
