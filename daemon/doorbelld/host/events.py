@@ -32,6 +32,7 @@ from ..ivshmem.events import (
 )
 from ..vhost.events import (
     CodeFailed,
+    CodeSlow,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
@@ -104,6 +105,7 @@ __all__ = [
     "ClientStateChanged",
     "ClientUnkept",
     "CodeFailed",
+    "CodeSlow",
     "ConfigChanged",
     "DeviceAdded",
     "DeviceChanged",

@@ -35,6 +35,8 @@ from .split cimport (
     BROKEN_DAMAGE,
     BROKEN_NOT,
     BROKEN_TOLD,
+    CHAIN_BYTES_MAX,
+    LENT_MAX,
     QUEUE_SIZE_MAX,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -66,6 +68,8 @@ cdef extern from "barriers.h" nogil:
 F_NOTIFY_ON_EMPTY = 1 << VIRTIO_F_NOTIFY_ON_EMPTY
 F_INDIRECT_DESC = 1 << VIRTIO_F_INDIRECT_DESC
 F_EVENT_IDX = 1 << VIRTIO_F_EVENT_IDX
+CHAIN_BYTES_LIMIT = CHAIN_BYTES_MAX
+"""Bytes that a chain may have together, whatever its device says (VIRTIO 1.2, 2.7.4.2)."""
 RING_FEATURES = F_NOTIFY_ON_EMPTY | F_INDIRECT_DESC | F_EVENT_IDX
 """Feature bits that this layer realises."""
 
@@ -93,6 +97,7 @@ cdef class VirtQueue:
         self.told = ""
         # SAFETY: memory.state lives as long as memory, which is held here.
         self.ring.memory = &memory.state
+        self.ring.bytes_max = self.lent_max = LENT_MAX
         self.ring.call_fd = os.eventfd(0)
 
     def __cinit__(self):
@@ -290,6 +295,22 @@ cdef class VirtQueue:
             if all(region.error for region in inside):
                 return f"queue {self.index}: {name} area: {self.memory.explain(inside[0].guest_addr, 1)}"
         return f"queue {self.index}: its areas are not aligned in the file that is behind guest memory"
+
+    @property
+    def chain_bytes_max(self):
+        """Bytes that the buffers of a chain may have together; a chain that has more breaks the queue.
+
+        That is what Python gets. A native device takes up to 2^32 bytes, which it never holds at once.
+        """
+        return self.lent_max
+
+    @chain_bytes_max.setter
+    def chain_bytes_max(self, value):
+        self._check_stopped("how long its chains may be")
+        if not 0 < value <= CHAIN_BYTES_MAX:
+            raise ValueError(f"queue {self.index}: a chain can't have up to {value} bytes; "
+                             f"use 1 to {CHAIN_BYTES_MAX}")
+        self.ring.bytes_max = self.lent_max = value
 
     def set_base(self, base):
         """Say which available entry comes next (VHOST_USER_SET_VRING_BASE).
@@ -576,7 +597,7 @@ cdef class VirtQueue:
             return self.told
         if why == BROKEN_DAMAGE:
             return self.memory.broken or "guest memory was gone"
-        return BROKEN[why].format(self.ring.broken_value)
+        return BROKEN[why].format(self.ring.broken_value, self.ring.bytes_max)
 
     @property
     def in_memory(self):

@@ -56,6 +56,7 @@ from .loop cimport (
     timespec,
     watch_t,
 )
+from .split cimport CHAIN_BYTES_MAX
 
 cdef extern from "barriers.h" nogil:
     int load_flag(const int *at)
@@ -329,6 +330,7 @@ cdef class Worker(Loop):
             self._add(queue.kick, i, EPOLLIN | EPOLLET)
         slot = &self.slots[i]
         memset(slot, 0, sizeof(slot_t))
+        queue.ring.bytes_max = queue.lent_max if python else CHAIN_BYTES_MAX
         slot.queue = <void *>queue
         slot.device = device
         slot.process = process
@@ -399,6 +401,7 @@ cdef class Worker(Loop):
         self.slots[i].queue = NULL
         self.held[i] = None
         queue.watched = 0
+        queue.ring.bytes_max = queue.lent_max
         if not self.quiesced:
             queue.memory.unpin()
             queue.native = 0

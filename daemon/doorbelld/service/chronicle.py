@@ -18,6 +18,7 @@ from ..host.events import (
     ClientStateChanged,
     ClientUnkept,
     CodeFailed,
+    CodeSlow,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -136,6 +137,11 @@ class Chronicle:
             case CodeFailed(reason=reason, cause=cause):
                 text = "code of a device failed"
                 self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)
+            case CodeSlow(hook=hook, seconds=seconds):
+                text = "code of a device holds up the daemon"
+                took = f"{seconds:.3f} s"
+                cure = "have a thread do what takes long; see docs/devices.md"
+                self._limited(log.warning, f"{device}: slow", text, device=device, hook=hook, took=took, cure=cure)
             case ConfigChanged():
                 text = "device tells its front-end of a change"
                 self._limited(log.info, f"{device}: changes", text, device=device)

@@ -52,6 +52,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "can't serve device": "457638c7e9fd4469bda88b93761b4883",
     "device not refreshed": "825070db06304326af295921a9ad9e82",
     "code of a device failed": "3a10ce6ed57743c1a3fb3693de09033e",
+    "code of a device holds up the daemon": "138e8023a2ec4c4b90f242099b712aef",
     "front-end attached": "d2fa5accd2c840f894d467e0ce15f92a",
     "front-end detached": "2e9d68e5465341e881ca0651bed84328",
     "front-end broke the device": "c23d47f34b68421cb833d61cb3e64aa2",

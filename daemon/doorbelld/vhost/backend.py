@@ -52,6 +52,7 @@ from .engine import Engine
 from .errors import DeviceFaulty, NoSuchQueue, NotConnected, NotRunning
 from .events import (
     CodeFailed,
+    CodeSlow,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
@@ -68,7 +69,7 @@ from .events import (
     StateChanged,
 )
 from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
-from .hooks import Failure, Hooks
+from .hooks import Failure, Hooks, Slowness
 from .queuestate import QueueState, look
 from .session import Session
 from .silence import Silence
@@ -133,7 +134,7 @@ class Backend:
         self._said = ""
         self._config_due = False
         self._config_next = 0.0
-        self._hooks = Hooks(device, self._code_failed, lambda: emit(ErrorChanged(self)))
+        self._hooks = Hooks(device, self._code_failed, lambda: emit(ErrorChanged(self)), self._code_slow)
         self._hooks.install(tell_config_changed=self._look_at_config, tell_host_notifier=self._host_notifier)
         self._engine = Engine(self._hooks, loop, spec.name, spec.poll_us, self._broke)
         self._door: Door | None = None
@@ -576,6 +577,9 @@ class Backend:
 
     def _code_failed(self, failure: Failure) -> None:
         self._emit(CodeFailed(self, failure.reason, failure.cause))
+
+    def _code_slow(self, slowness: Slowness) -> None:
+        self._emit(CodeSlow(self, slowness.hook, slowness.seconds))
 
     def _condemn(self) -> None:
         self._grace = None

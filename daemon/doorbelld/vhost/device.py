@@ -64,6 +64,11 @@ class Device:
     """How many entries a queue may have at most, unless the configuration says so; a power of two.
 
     Nothing is allocated before a front-end sets the size of a ring, and then by that size."""
+    chain_bytes_max: int = 1 << 20
+    """How many bytes the buffers of one request may have together, where `handle` gets it.
+
+    Buffers may overlap, so a guest of 4 MiB can make requests of gigabytes. A longer request breaks the queue: there is
+    no answer that tells the drivers of all types of devices that nothing was done."""
     feature_names: ClassVar[Mapping[int, str]] = {}
     """What the specification calls the feature bits of this type, by the number of the bit."""
     features: int = 0
