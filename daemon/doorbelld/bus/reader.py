@@ -4,8 +4,8 @@
 
 Theory of operation
 -------------------
-The libraries leave descriptors that a caller sends open, and not close-on-exec. Here they are closed as they come:
-no method of ours takes any.
+The libraries leave descriptors that a caller sends open, and not close-on-exec. Here the closer
+(`fds.foreign`) closes them as they come: no method of ours takes any.
 
 A caller that rings repeats itself: of two calls to one method, the headers differ in the serial only. So once the
 library has parsed a header whose body is of a simple kind (`_DECODERS`), the parsed form is kept under the header's
@@ -17,19 +17,17 @@ order, the library parses.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..fds import scm
 from .library import MessageType, parse
 
 MESSAGE_MAX = 128 << 20  # D-Bus Specification, "Message Format"
 _CHUNK = 1 << 16
-_FDS_MAX = 253  # the kernel's SCM_MAX_FD
 _HEADER_MAX = 512
 _CACHE_MAX = 1024
 _FIXED = 16  # bytes before the header fields: the last four are their length
@@ -109,18 +107,14 @@ class Reader:
 
     def _readable(self) -> None:
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(
-                _CHUNK, socket.CMSG_SPACE(4 * _FDS_MAX), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, _ = scm.receive(self._sock, _CHUNK)
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(error)
             return
-        for _, kind, rights in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                for fd in array("i", rights):
-                    os.close(fd)
+        for fd in fds:
+            fd.close()
         if not data:
             self._fail(EOFError("the message bus closed the connection"))
             return
