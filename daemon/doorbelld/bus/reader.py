@@ -4,8 +4,8 @@
 
 Theory of operation
 -------------------
-The libraries leave descriptors that a caller sends open, and not close-on-exec. Here they are closed as they come:
-no method of ours takes any.
+The libraries leave descriptors that a caller sends open, and not close-on-exec. Here the closer
+(`fds.foreign`) closes them as they come: no method of ours takes any.
 
 Of a message the header is read first (`transport.header`). *limit* says how large the body of such a call may be; one
 that is larger is dropped while it comes, and the call handed on without it, for its error. Replies that we wait for
@@ -22,13 +22,12 @@ Other bodies the library parses, when they are asked for.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
-from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..fds import scm
 from ..log import Limiter, get_logger
 from .library import Message, MessageType, parse
 from .transport import header
@@ -37,7 +36,6 @@ from .transport.call import MethodCall
 log = get_logger()
 
 _CHUNK = 1 << 16
-_FDS_MAX = 253  # the kernel's SCM_MAX_FD
 _HEADER_MAX = 1 << 16
 _KEPT_HEADER_MAX = 512
 _CACHE_MAX = 1024
@@ -133,20 +131,14 @@ class Reader:
 
     def _readable(self) -> None:
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(
-                _CHUNK if self._unwanted < _CHUNK else 4 * _CHUNK,
-                socket.CMSG_SPACE(4 * _FDS_MAX),
-                socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
-            )
+            data, fds, _ = scm.receive(self._sock, _CHUNK if self._unwanted < _CHUNK else 4 * _CHUNK)
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(error)
             return
-        for _, kind, rights in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                for fd in array("i", rights):
-                    os.close(fd)
+        for fd in fds:
+            fd.close()
         if not data:
             self._fail(EOFError("the message bus closed the connection"))
             return
