@@ -55,7 +55,15 @@ class Reloaded:
     changes: tuple[tuple[str, str, str], ...]
 
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
+@dataclass(frozen=True, slots=True)
+class BudgetExceeded:
+    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*."""
+
+    name: str
+    reason: str
+
+
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded | BudgetExceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class ClientRemoved(ClientEvent):
 
 __all__ = [
     "AbsentGivenUp",
+    "BudgetExceeded",
     "ClientAdded",
     "ClientChanged",
     "ClientEvent",
