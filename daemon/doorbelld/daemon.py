@@ -93,6 +93,7 @@ class Daemon:
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
         self._host.configuration_file = file
+        self._host.set_limits((config or Config()).limits)
         self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
@@ -106,7 +107,7 @@ class Daemon:
         self._terminal = ForegroundTerminal.find()
         self._executing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._host.listen(Chronicle(self._loop.call_later).hear)
+        self._host.listen(Chronicle(self._loop.call_later, lambda: self._host.budgets.spec.log_lines).hear)
         self._host.listen(lambda _: self._readiness.changed())
 
     async def run(self) -> int:
@@ -354,6 +355,7 @@ class Daemon:
                 if plan.problems:
                     raise InvalidOptions(config.placed(plan.problems))
                 self._config = config
+                self._host.set_limits(config.limits)
                 done, failed = await self._carry_out(plan)
                 self._host.reloaded(done)
                 if failed:

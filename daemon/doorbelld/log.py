@@ -291,7 +291,7 @@ class Limiter:
         later: Later | None = None,
         keys: int = 1000,
     ) -> None:
-        self._burst = burst
+        self.burst = burst
         self._period = period
         self._clock = clock
         self._later = later
@@ -305,9 +305,9 @@ class Limiter:
         if window is None or now - window.start >= self._period:
             key, window = self._open(key, emit, now)
         window.lines += 1
-        if window.lines <= self._burst:
+        if window.lines <= self.burst:
             emit(event, **values)
-        elif window.lines == self._burst + 1:
+        elif window.lines == self.burst + 1:
             shared = key == THE_REST or "region" not in values
             window.emit = emit if shared else partial(emit, region=values["region"])
             if self._later is not None:
@@ -329,6 +329,6 @@ class Limiter:
         if self._windows.get(key) is not window:
             return
         del self._windows[key]
-        if window.lines > self._burst:
+        if window.lines > self.burst:
             seconds = round(self._clock() - window.start, 1)
-            window.emit(KEPT_BACK, of=key, lines=window.lines - self._burst, seconds=seconds)
+            window.emit(KEPT_BACK, of=key, lines=window.lines - self.burst, seconds=seconds)

@@ -145,12 +145,19 @@ class Watched:
 
 @contextmanager
 def watched(
-    directory: Path, config: str = "", *, threads: int = 6, buses: Mapping[str, str] | None = None, **options: Any
+    directory: Path,
+    config: str = "",
+    *,
+    threads: int = 6,
+    buses: Mapping[str, str] | None = None,
+    owner: int | None = None,
+    **options: Any,
 ) -> Iterator[Watched]:
     """Start a daemon with *config* (TOML), attack it in the body, and check that nobody else noticed.
 
     *options* are those of `Daemon`. *threads* may be left that wait for work. *buses* are the addresses of the buses of
-    both daemons, "attacked" and "other"; without them each has a private one.
+    both daemons, "attacked" and "other"; without them each has a private one. What starts the daemon makes it run as
+    user *owner*, if one is given; then the daemon's directory is that user's.
     """
     with contextlib.ExitStack() as stack:
         both = []
@@ -158,7 +165,14 @@ def watched(
             (directory / name).mkdir()
             (directory / name).chmod(0o755)
             own = {**options, "bus": buses[name]} if buses else options
-            both.append(stack.enter_context(Daemon(directory / name, config + _BEATEN, **own)))
+            daemon = Daemon(directory / name, config + _BEATEN, **own)
+            if owner is not None:
+                os.chown(directory / name, owner, owner)
+            before = os.umask(0 if owner is not None else 0o022)  # for the socket that it tells its readiness to
+            try:
+                both.append(stack.enter_context(daemon))
+            finally:
+                os.umask(before)
         attacked, other = both
         hearts = [Heartbeat(attacked), Heartbeat(other)]
         for heart in hearts:

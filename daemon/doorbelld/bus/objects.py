@@ -184,6 +184,11 @@ class ManagerView(View, interface=MANAGER):
         """Open descriptors now."""
         return self._host.descriptors_in_use()
 
+    @prop("Limits")
+    def limits(self) -> dict[str, list[int]]:
+        """Used, limit and refused of each budget."""
+        return {name: list(numbers) for name, numbers in self._host.limits().items()}
+
 
 def _joining(table: type[Joining], name: str, socket: str, options: dict[str, Any]) -> Joining:
     """Read the options of a client or a flat device to be made; its socket is no option here."""

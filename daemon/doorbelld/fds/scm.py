@@ -47,9 +47,9 @@ def receive(
     return data, fds, bool(told & _CUT_OFF)
 
 
-def receive_all(sock: socket.socket, size: int, uid: int | None = None, flags: int = _DONTWAIT) -> tuple[
-    bytes, list[ForeignFd]
-]:
+def receive_all(
+    sock: socket.socket, size: int, uid: int | None = None, flags: int = _DONTWAIT
+) -> tuple[bytes, list[ForeignFd]]:
     """Like `receive`, where nothing may be missing.
 
     Raises:

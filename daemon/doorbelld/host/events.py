@@ -56,7 +56,15 @@ class Reloaded:
     changes: tuple[tuple[str, str, str], ...]
 
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
+@dataclass(frozen=True, slots=True)
+class BudgetExceeded:
+    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*."""
+
+    name: str
+    reason: str
+
+
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded | BudgetExceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class ClientRemoved(ClientEvent):
 
 __all__ = [
     "AbsentGivenUp",
+    "BudgetExceeded",
     "ClientAdded",
     "ClientChanged",
     "ClientEvent",

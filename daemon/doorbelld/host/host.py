@@ -31,6 +31,7 @@ from ..errors import (
     StateMismatch,
 )
 from ..fds import limits, listener
+from ..fds.budgets import Budgets, LimitsSpec
 from ..fds.keeper import Keeper, Kept
 from ..fds.owned import Fd
 from ..fds.spare import Spare
@@ -45,6 +46,7 @@ from ..vhost.spec import DeviceSpec
 from .clients import CLIENT, FLAT, Dock
 from .describe import describe_client, describe_device, describe_region, name_our_own
 from .events import (
+    BudgetExceeded,
     DeviceAdded,
     DeviceRemoved,
     HostEvent,
@@ -100,6 +102,8 @@ class Host:
         self._loop = loop
         self._listeners: list[Callable[[HostEvent], None]] = []
         self._spare = Spare()
+        self.budgets = Budgets(lambda name, reason: self._emit(BudgetExceeded(name, reason)))
+        self.set_limits(LimitsSpec())
         self._coming: set[str] = set()
         self._going: set[str] = set()
         self._clients = Dock(CLIENT, loop, self._emit)
@@ -159,6 +163,7 @@ class Host:
                     self._spare,
                     shared,
                     keeping=self._keeping(),
+                    budgets=self.budgets,
                     socket_given=socket_given,
                     configured=configured,
                 )
@@ -169,6 +174,7 @@ class Host:
         finally:
             self._coming.discard(spec.name)
         self.regions[spec.name] = region
+        self._reserve()
         self._emit(RegionAdded(region))
         return region
 
@@ -223,6 +229,7 @@ class Host:
                 self._emit,
                 self._spare,
                 sockets.copy(remains.name),  # the socket itself is for a new region, if this one can't be revived
+                self.budgets,
             )
         except (DoorbellError, OSError) as error:
             remains.trouble = str(error)
@@ -231,6 +238,7 @@ class Host:
         if (given := sockets.take(remains.name)) is not None:
             given.close()
         self.regions[remains.name] = region
+        self._reserve()
         self._emit(RegionAdded(region, revived=True))
 
     def keep(self, keeper: Keeper) -> bool:
@@ -291,6 +299,7 @@ class Host:
         region = self.region(name)
         region.close()
         del self.regions[name]
+        self._reserve()
         self._tidy(region.spec.socket)
         self._emit(RegionRemoved(region))
 
@@ -324,8 +333,10 @@ class Host:
             self._spare,
             socket_given=socket_given,
             configured=configured,
+            budgets=self.budgets,
         )
         self.devices[spec.name] = device
+        self._reserve()
         self._emit(DeviceAdded(device))
         return device
 
@@ -352,8 +363,24 @@ class Host:
         finally:
             self._going.discard(name)
             self.devices.pop(name, None)
+            self._reserve()
             self._tidy(device.spec.socket)
             self._emit(DeviceRemoved(device))
+
+    # Limits
+
+    def set_limits(self, spec: LimitsSpec) -> None:
+        """Go by the table ``[limits]`` *spec* from now on; who has more than that keeps it."""
+        self.budgets.change(spec)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        queues = sum(device.queue_count for device in self.devices.values())
+        self.budgets.reserve(self.descriptor_limit, self.descriptors_in_use(), len(self.devices), queues)
+
+    def limits(self) -> dict[str, tuple[int, int, int]]:
+        """Give used, limit and refused of each budget, by its name."""
+        return self.budgets.show(self.descriptors_in_use())
 
     # Clients and flat devices
 
@@ -465,6 +492,10 @@ class Host:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         known = {
             "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
+            "limits": {
+                name: {"used": used, "limit": limit, "refused": refused}
+                for name, (used, limit, refused) in self.limits().items()
+            },
             "regions": {
                 name: describe_region(region, self._refusals.get(name, ()))
                 for name, region in sorted(self.regions.items())

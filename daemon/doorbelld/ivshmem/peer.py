@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from ..fds.budgets import Account
 from ..fds.owned import FdSet
 from ..fds.peercred import Credentials
 from .courier import Recipient
@@ -37,6 +38,8 @@ class Peer(Recipient):
         """Under which it came, if there were rules."""
         self.vault = vault
         """The name of the vault with its socket and its doorbells."""
+        self.account: Account | None = None
+        """What it holds of the budgets."""
         self.since = since
         """When it connected: microseconds of CLOCK_REALTIME."""
         self.entry = {

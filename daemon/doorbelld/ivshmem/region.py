@@ -38,6 +38,7 @@ from typing import Any
 
 from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
 from ..fds import eventfd, native
+from ..fds.budgets import Budgets
 from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
@@ -48,6 +49,7 @@ from ..fds.spare import Spare
 from ..fds.vault import Vault
 from . import memory
 from .absent import AbsentPeer
+from .accounts import Accounts
 from .admission import CLOSED, Admission
 from .clearing import Clearing
 from .courier import Courier
@@ -81,6 +83,7 @@ class Region(Ringing):
         listener: Listener,
         relay: Relay | None = None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> None:
         """Take over *shared* memory, *listener* and *relay*; `open` makes them."""
         self.spec = spec
@@ -95,6 +98,8 @@ class Region(Ringing):
         self._loop = loop
         self._emit = emit
         self._spare = spare
+        self.budgets = budgets or Budgets()
+        self.accounts = Accounts(self.budgets, spec.name, spec.vectors, relay)
         self.admission = Admission(self)
         self._courier: Courier[Peer] = Courier(
             loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
@@ -130,6 +135,7 @@ class Region(Ringing):
         keeping: tuple[Keeper, str] | None = None,
         socket_given: Fd | None = None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> Region:
         """Make the memory (or take over *shared*) and the socket that *spec* asks for, and serve.
 
@@ -157,7 +163,8 @@ class Region(Ringing):
             if relay is not None:
                 relay.begin()
             undo.pop_all()
-        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=configured)
+        how: dict[str, Any] = {"configured": configured, "budgets": budgets}
+        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, **how)
         if eventfds is not None:
             region.enter_host(Member(spec.host_peer_id, eventfds))
             if relay is not None and region.host is not None:
@@ -412,6 +419,7 @@ class Region(Ringing):
         former = returned = None
         try:
             self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
+            self.accounts.check(who.uid)
             if arrival.seq < 0:
                 arrival.seq = self.roster.number()
                 if self._record is not None:
@@ -468,6 +476,7 @@ class Region(Ringing):
         self.roster.add(member)
         peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
         self.peers[member.id] = peer
+        self.accounts.opened(peer)
         self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
@@ -559,6 +568,7 @@ class Region(Ringing):
                 record.drop(proxies_of(member.vault))
         if self.relay is not None:
             self.relay.forget(member, ended, absent=bool(kept_by))
+        self.accounts.closed(peer, ended, self.peers)
         end_connection(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
@@ -598,7 +608,7 @@ class Region(Ringing):
         """
         while True:
             try:
-                return _doorbells(self.spec.vectors)
+                return _doorbells(self.spec.vectors, self.budgets.descriptors_end)
             except LimitExceeded:
                 if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
                     raise
@@ -613,8 +623,11 @@ class Region(Ringing):
             LimitExceeded: that is so.
         """
         try:
-            relay.join(peer.member, pairs_of(peer, self.spec, self.roster.ordered, self.peers))
+            pairs = list(pairs_of(peer, self.spec, self.roster.ordered, self.peers))
+            self.accounts.pair(peer, pairs)
+            relay.join(peer.member, pairs)
         except LimitExceeded:
+            self.accounts.closed(peer, (), self.peers)
             self._loop.remove_reader(peer.sock.fileno())
             self.roster.remove(peer.member)
             del self.peers[peer.id]
@@ -712,8 +725,8 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
 
 
-def _doorbells(vectors: int) -> FdSet:
+def _doorbells(vectors: int, end: int = eventfd.NO_END) -> FdSet:
     try:
-        return eventfd.make(vectors)
+        return eventfd.make(vectors, end)
     except OSError as error:
         raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error

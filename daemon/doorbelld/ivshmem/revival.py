@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import InvalidOptions, StateMismatch
 from ..fds import eventfd
+from ..fds.budgets import Budgets
 from ..fds.keeper import Keeper, Kept
 from ..fds.ledger import Ledger, damage_told, reopen
 from ..fds.listener import Listener
@@ -80,6 +81,7 @@ def revive(
     emit: Callable[[RegionEvent], None],
     spare: Spare,
     socket_given: Fd | None = None,
+    budgets: Budgets | None = None,
 ) -> Region:
     """Make the region anew and serve; *ledger* is taken over, and of *kept* all that there is.
 
@@ -106,14 +108,16 @@ def revive(
         listener = _listener(spec, kept, socket_given)
         undo.pop_all()
     region = Region(
-        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"]
-    )
+        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"],
+        budgets=budgets,
+    )  # fmt: skip
     try:
         with damage_told():
             lost = _rejoin(region, state, kept, bells)
             lost_absent = _restore_absent(region, state, kept)
             _restore_streams(region, state)
             unused = set() if relay is None else _rejoin_pairs(region, relay, kept, lost, lost_absent)
+            region.accounts.restored(relay, region.peers)
             arrivals = _arrivals(kept, state["next_seq"])
         still = [name for name in names if name not in unused and (name in arrivals or name not in kept)]
         for name in set(names) - set(still):

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..fds.peercred import Credentials
 from ..host.events import (
     AbsentGivenUp,
+    BudgetExceeded,
     ClientAdded,
     ClientChanged,
     ClientEvent,
@@ -51,20 +54,31 @@ from ..log import Later, Limiter, get_logger
 
 log = get_logger()
 
+_REFUSED = "refusals of all"
+"""The key under which lines are counted of those who are not known."""
+
 
 class Chronicle:
     """A listener of the host that logs.
 
-    With *later* (the event loop's ``call_later``) what was kept back is told even if nothing more happens.
+    With *later* (the event loop's ``call_later``) what was kept back is told even if nothing more happens. One user
+    causes no more than *lines* lines in ten seconds, in whatever number of regions and devices; nor do all together
+    whose connections are refused.
     """
 
-    def __init__(self, later: Later | None = None) -> None:
+    def __init__(self, later: Later | None = None, lines: Callable[[], int] = lambda: 1000) -> None:
         self._limited = Limiter(later=later)
+        self._rare = Limiter(burst=1, period=60.0, later=later)
+        self._by_user = Limiter(later=later)
+        self._lines = lines
 
     def hear(self, event: HostEvent) -> None:
         """Log *event*, if it is worth a line."""
         if isinstance(event, Reloaded):
             log.info("configuration reloaded", **_by_action(event))
+        elif isinstance(event, BudgetExceeded):
+            text = "a budget is used up"
+            self._rare(log.warning, f"budget {event.name}", text, budget=event.name, reason=event.reason)
         elif isinstance(event, DeviceEvent):
             self._hear_of_device(event)
         elif not isinstance(event, ClientEvent):
@@ -73,6 +87,11 @@ class Chronicle:
             self._hear_of_flat(event)
         else:
             self._hear_of_client(event)
+
+    def _told_of(self, user: str, emit: Callable[..., Any], key: str, text: str, /, **values: Any) -> None:
+        """Log what *user* caused, unless it has had its lines, or *key* its own."""
+        self._by_user.burst = self._lines()
+        self._by_user(partial(self._limited, emit, key), user, text, **values)
 
     def _hear_of_region(self, event: RegionEvent) -> None:
         region = event.region.name
@@ -87,14 +106,19 @@ class Chronicle:
                 log.info("region removed", region=region)
             case PeerAdded(peer=peer):
                 text = "peer joined"
-                self._limited(log.info, f"{region}: joins", text, region=region, peer=peer.id, **_known(peer.who))
+                who = peer.who
+                self._told_of(
+                    _user(who), log.info, f"{region}: joins", text, region=region, peer=peer.id, **_known(who)
+                )
             case PeerRemoved(peer=peer, reason=reason) if reason == LOST:
                 text = "connection ended while the daemon was away"
                 self._limited(log.info, f"{region}: leaves", text, region=region, peer=peer.id)
             case PeerRemoved(peer=peer, reason=reason):
-                self._limited(log.info, f"{region}: leaves", "peer left", region=region, peer=peer.id, reason=reason)
+                key, text = f"{region}: leaves", "peer left"
+                self._told_of(_user(peer.who), log.info, key, text, region=region, peer=peer.id, reason=reason)
             case PeerRefused(reason=reason):
-                self._limited(log.warning, f"{region}: refusals", "connection refused", region=region, reason=reason)
+                key, text = f"{region}: refusals", "connection refused"
+                self._told_of(_REFUSED, log.warning, key, text, region=region, reason=reason)
             case AbsentGivenUp(absent=absent, reason=reason):
                 text, owner = "absent peer given up", absent.who
                 self._limited(
@@ -118,22 +142,28 @@ class Chronicle:
             case DeviceRemoved():
                 log.info("device removed", device=device)
             case FrontendAttached(who=who):
-                self._limited(log.info, f"{device}: attaches", "front-end attached", device=device, **_known(who))
+                key, text = f"{device}: attaches", "front-end attached"
+                self._told_of(_user(who), log.info, key, text, device=device, **_known(who))
             case FrontendDetached(who=who, reason=reason, broken=True):
                 text = "front-end broke the device"
-                self._limited(log.warning, f"{device}: breaks", text, device=device, pid=who.pid, reason=reason)
+                key = f"{device}: breaks"
+                self._told_of(_user(who), log.warning, key, text, device=device, pid=who.pid, reason=reason)
             case FrontendDetached(who=who, reason=reason):
                 text = "front-end detached"
-                self._limited(log.info, f"{device}: detaches", text, device=device, pid=who.pid, reason=reason)
+                key = f"{device}: detaches"
+                self._told_of(_user(who), log.info, key, text, device=device, pid=who.pid, reason=reason)
             case FrontendRefused(reason=reason):
-                self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
+                key, text = f"{device}: refusals", "front-end refused"
+                self._told_of(_REFUSED, log.warning, key, text, device=device, reason=reason)
             case FrontendSilent(who=who, reason=reason):
                 text = "front-end says nothing"
-                self._limited(log.warning, f"{device}: silences", text, device=device, pid=who.pid, reason=reason)
-            case RequestRefused(request=request, reason=reason):
+                key = f"{device}: silences"
+                self._told_of(_user(who), log.warning, key, text, device=device, pid=who.pid, reason=reason)
+            case RequestRefused(device=there, request=request, reason=reason):
                 text = "request of a front-end refused"
                 key = f"{device}: requests"
-                self._limited(log.warning, key, text, device=device, request=request, reason=reason)
+                user = _REFUSED if there.who is None else _user(there.who)
+                self._told_of(user, log.warning, key, text, device=device, request=request, reason=reason)
             case CodeFailed(reason=reason, cause=cause):
                 text = "code of a device failed"
                 self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)
@@ -225,6 +255,11 @@ def _by_action(event: Reloaded) -> dict[str, str]:
     for action, kind, name in event.changes:
         found.setdefault(action, []).append(f"{kind} {name}")
     return {action: ", ".join(things) for action, things in found.items()}
+
+
+def _user(who: Credentials) -> str:
+    """Give the key under which lines are counted that a user causes."""
+    return f"uid {who.uid}"
 
 
 def _known(who: Credentials) -> dict[str, Any]:

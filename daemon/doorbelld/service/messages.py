@@ -27,6 +27,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration can't be applied live": "333a8085e8594dff8c3d2d11d617eeb5",
     "descriptor limit": "6342f842fdfa47cba7af37fd5f1fbe47",
     "max-peers is more than the descriptor limit allows": "83b43729b5ea4583993212bf962777db",
+    "a budget is used up": "f7c6b1339bb649f98df9a63aec421ddd",
     # Regions
     "region serves": "20d0655573f246ae8994cba8c371faf5",
     "region changed": "9b8070ccde75417fb1c8a3d0435c562e",

@@ -35,7 +35,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from ..errors import AccessDenied, LimitExceeded, in_words
+from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
+from ..fds.budgets import Account, Budgets
 from ..fds.identification import look_up
 from ..fds.listener import Listener
 from ..fds.owned import Fd
@@ -96,6 +97,7 @@ class Backend:
         *,
         listener: Listener | None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> None:
         """Take over *device* and *listener* (None: connect); `open` makes both.
 
@@ -119,6 +121,8 @@ class Backend:
         self._emit = emit
         self._listener = listener
         self._spare = spare
+        self._budgets = budgets or Budgets()
+        self._account: Account | None = None
         self._sock: socket.socket | None = None
         self._next: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -160,6 +164,7 @@ class Backend:
         socket_given: Fd | None = None,
         connection: socket.socket | None = None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> Backend:
         """Make the device and the socket that *spec* asks for, and serve.
 
@@ -184,7 +189,9 @@ class Backend:
             if listener is not None:
                 undo.callback(listener.close)
             try:
-                backend = cls(spec, device, loop, emit, spare, listener=listener, configured=configured)
+                backend = cls(
+                    spec, device, loop, emit, spare, listener=listener, configured=configured, budgets=budgets
+                )
             except (OSError, RuntimeError) as error:
                 cure = "raise LimitNOFILE= or TasksMax="
                 raise LimitExceeded(f'no room for device "{spec.name}": {error}; {cure}') from error
@@ -486,16 +493,18 @@ class Backend:
             rules = self.spec.peer
             self.who, pids = await look_up(sock, identify(sock), pid_files(rule.match for rule in rules))
             admit(self.name, rules, self.who, pids)
-        except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
+            self._account = Account(self._budgets, self.who.uid, self.name)
+            self._account.hold("connections", 1)
+        except (OSError, AccessDenied, LimitExceeded) as error:  # it is gone already, or may not be here
             self._sock, self.who = None, None
-            if isinstance(error, AccessDenied):
+            if isinstance(error, DoorbellError):
                 self._turn_away(str(error), sock)
             else:
                 sock.close()
                 self._emit(FrontendRefused(self, f"it went away while being greeted: {error.strerror}"))
             self._serve_next("")
             return
-        self.session = session = Session(self._engine, self._loop, self)
+        self.session = session = Session(self._engine, self._loop, self, self._account)
         self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
         self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
@@ -522,6 +531,8 @@ class Backend:
         except Exception as error:
             words = str(error) if isinstance(error, DeviceFaulty) else in_words(error)
             self.reason = f"{reason}; and then {words}" if words != reason else reason
+        if self._account is not None:
+            self._account.close()
         self._note_handlers()
         self.session = self._talk = None
         assert self.who is not None

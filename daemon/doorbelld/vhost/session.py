@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 from ..errors import DoorbellError
 from ..fds import native
+from ..fds.budgets import Account
 from ..fds.owned import Fd
 from ..ring.errors import QueueError
 from ..ring.memory import SLOTS_MAX
@@ -90,7 +91,9 @@ class Watcher(Protocol):
 class Session:
     """A front-end's hold on a device, from its connection until `close`."""
 
-    def __init__(self, engine: Engine, reactor: Reactor, watcher: Watcher) -> None:
+    def __init__(self, engine: Engine, reactor: Reactor, watcher: Watcher, account: Account | None = None) -> None:
+        """Begin a session; *account* is asked before guest memory is mapped, if there is one."""
+        self._account = account
         self._engine = engine
         self._device = engine.device
         self._reactor = reactor
@@ -125,8 +128,8 @@ class Session:
                 payload = await method(self, message.payload, message)
             except (SessionEnded, DeviceFaulty):  # what a faulty device has done by half can't go on
                 raise
-            except (DoorbellError, OSError) as error:
-                return self._refuse(message, f"{error}{self._unoffered}")
+            except (DoorbellError, OSError, MemoryError) as error:
+                return self._refuse(message, f"{str(error) or 'no memory left'}{self._unoffered}")
         if payload is not None:
             return message.reply(payload)
         return message.ack() if message.need_reply else None
@@ -191,7 +194,11 @@ class Session:
             for r, fd in zip(payload.regions, message.fds, strict=True)
         ]
         async with self._engine.still():
-            self._engine.memory.set_table(regions)
+            self._hold_memory(sum(size for _, size, *_ in regions))
+            try:
+                self._engine.memory.set_table(regions)
+            finally:
+                self._hold_memory()
         self._watcher.negotiated()
 
     async def _add_mem_reg(self, payload: Payload, message: Message) -> None:
@@ -199,14 +206,32 @@ class Session:
             raise Refused("postcopy is not offered")
         r, fd = payload.region, message.fd.fileno()
         async with self._engine.still():
-            self._engine.memory.add(r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd)
+            self._hold_memory(self._shared() + r.size)
+            try:
+                self._engine.memory.add(r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd)
+            finally:
+                self._hold_memory()
         self._watcher.negotiated()
 
     async def _rem_mem_reg(self, payload: SingleMemoryRegion, message: Message) -> None:
         r = payload.region
         async with self._engine.still():
             self._engine.memory.remove(r.guest_addr, r.size, r.user_addr)
+            self._hold_memory()
         self._watcher.negotiated()
+
+    def _shared(self) -> int:
+        """Tell how many bytes of memory the front-end shares."""
+        return sum(region.size for region in self._engine.memory.regions)
+
+    def _hold_memory(self, size: int | None = None) -> None:
+        """Have *size* bytes counted as mapped, or as many as the front-end shares now.
+
+        Raises:
+            LimitExceeded: that is more than the budget has.
+        """
+        if self._account is not None:
+            self._account.hold_memory(self._shared() if size is None else size)
 
     async def _get_max_mem_slots(self, payload: Payload, message: Message) -> Payload:
         return U64(SLOTS_MAX)
