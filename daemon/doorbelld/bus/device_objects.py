@@ -40,9 +40,9 @@ class DeviceView(View, interface=DEVICE):
         self._device.reset()
 
     @method("Refresh", Action.MANAGE)
-    def refresh(self) -> None:
+    async def refresh(self) -> None:
         """Have it look again at what is behind it."""
-        self._device.refresh()
+        await self._device.refresh()
 
     @prop("Name")
     def name(self) -> str:

@@ -32,17 +32,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ..errors import DoorbellError
-
 T = TypeVar("T")
 
 PER_OWNER = 2
 THREADS_MAX = 32
+FILE_TIMEOUT = 10.0
+"""Seconds that a file system has to open a file, or to say what it is like."""
 IDLE = 5.0
 """Seconds after which a thread with nothing to do ends."""
 
 
-class HelperTimeout(DoorbellError):
+class HelperTimeout(Exception):
     """A call did not end by its deadline, or earlier calls of the same owner are stuck."""
 
 
@@ -52,7 +52,7 @@ class _Call(Generic[T]):
 
     owner: Hashable
     work: Callable[[], T]
-    loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop | None
     done: Callable[[T | None, BaseException | None], None]
     late: Callable[[T], None]
     timer: asyncio.TimerHandle | None = None
@@ -102,16 +102,31 @@ class Helpers:
                 raise HelperTimeout("earlier calls of that kind have not ended yet")
             call = _Call(owner, work, loop, done, late)
             self._waiting.append(call)
-            if self._idle:
-                self._condition.notify()
-            elif self._threads < self._threads_max:
-                try:
-                    self._start()
-                except RuntimeError as error:
-                    if not self._threads:
-                        self._waiting.remove(call)
-                        raise HelperTimeout(f"no thread for it ({error}); raise TasksMax=") from error
+            self._have_served(call)
             call.timer = loop.call_later(timeout, self._expire, call, timeout)
+
+    def forget(self, owner: Hashable, work: Callable[[], object]) -> None:
+        """Call *work* in a thread, whose result and errors are of no interest to anybody: a close, say.
+
+        It is not called at all if *owner* has as many stuck calls as it may, or if no thread can be had.
+        """
+        with self._condition, contextlib.suppress(HelperTimeout):
+            if self._running[owner] < self._per_owner:
+                call: _Call[object] = _Call(owner, work, None, lambda result, error: None, lambda result: None)
+                self._waiting.append(call)
+                self._have_served(call)
+
+    def _have_served(self, call: _Call[Any]) -> None:
+        """See that there is a thread for *call*, which waits."""
+        if self._idle:
+            self._condition.notify()
+        elif self._threads < self._threads_max:
+            try:
+                self._start()
+            except RuntimeError as error:
+                if not self._threads:
+                    self._waiting.remove(call)
+                    raise HelperTimeout(f"no thread for it ({error}); raise TasksMax=") from error
 
     async def run(
         self, owner: Hashable, work: Callable[[], T], timeout: float, *, late: Callable[[T], None] = lambda result: None
@@ -187,7 +202,7 @@ class Helpers:
                 _take(self._stuck, call.owner)
             else:
                 call.over = True
-        if not late:
+        if not late and call.loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 call.loop.call_soon_threadsafe(self._deliver, call, result, error)
                 return
