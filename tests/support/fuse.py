@@ -90,6 +90,9 @@ class HangingFiles:
         """Take it away: who waits for it gets an error."""
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
         _libc().umount2(os.fsencode(self.directory), _DETACH)
 
     def __enter__(self) -> HangingFiles:
