@@ -119,6 +119,11 @@ class DeviceView(View, interface=DEVICE):
         """What it calls itself."""
         return self._device.who.vm_name if self._device.who else ""
 
+    @prop("FrontendVmNameSource")
+    def frontend_vm_name_source(self) -> str:
+        """Who says so."""
+        return str(self._device.who.vm_name_source) if self._device.who else ""
+
     @prop("FrontendUnit")
     def frontend_unit(self) -> str:
         """Its systemd unit."""

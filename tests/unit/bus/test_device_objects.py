@@ -29,6 +29,7 @@ ALONE = {
     "FrontendUid": NOBODY,
     "FrontendGid": NOBODY,
     "FrontendVmName": "",
+    "FrontendVmNameSource": "",
     "FrontendUnit": "",
     "FrontendSince": 0,
     "AckedFeatures": 0,
