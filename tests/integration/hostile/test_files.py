@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,9 @@ def bus() -> None:
     require("dbus-daemon", "dbus-daemon")
 
 
-@pytest.fixture
-def mounts(short_path: Path) -> Iterator[ExitStack]:
+@pytest.fixture(autouse=True)
+def everybody_may_pass(short_path: Path) -> None:
     short_path.chmod(0o755)
-    with ExitStack() as stack:
-        yield stack
 
 
 def create(address: str, kind: str, name: str, path: str) -> None:
@@ -48,20 +45,22 @@ def create(address: str, kind: str, name: str, path: str) -> None:
             print("made", flush=True)
 
 
-def test_image_or_backing_file_that_hangs_fails_alone_and_can_be_retried(short_path: Path, mounts: ExitStack) -> None:
+def test_image_or_backing_file_that_hangs_fails_alone_and_can_be_retried(short_path: Path) -> None:
     wanted = [
         ("device", "LOOKUP", "DeviceUnavailable"),
         ("device", "OPEN", "DeviceUnavailable"),
         ("device", "GETATTR", "DeviceUnavailable"),
         ("device", "SETLK", "DeviceUnavailable"),
         ("region", "OPEN", "MemoryUnavailable"),
-        ("region", "FALLOCATE", "MemoryUnavailable"),
+        ("region", "GETATTR", "MemoryUnavailable"),
     ]
-    with watched(short_path) as site:
+    with watched(short_path) as site, ExitStack() as mounts:  # which end first: who hangs can't even be killed
         files, attacks = [], []
         for kind, operation, _ in wanted:
             files.append(mounts.enter_context(HangingFiles(short_path / f"{kind}-{operation}", operation)))
-            attacks.append(mounts.enter_context(Attack(create, site.daemon.bus, kind, operation, files[-1].path())))
+            attacks.append(
+                mounts.enter_context(Attack(create, site.daemon.bus, kind, f"{kind}-{operation}", files[-1].path()))
+            )
         for (_, _, error), attack, file in zip(wanted, attacks, files, strict=True):
             said = attack.line()
             assert f".{error}: " in said and file.path() in said and NO_ANSWER in said
@@ -69,17 +68,19 @@ def test_image_or_backing_file_that_hangs_fails_alone_and_can_be_retried(short_p
         for (kind, operation, _), file in zip(wanted, files, strict=True):
             file.close()
             Path(file.path()).write_bytes(b"" if kind == "region" else bytes(SIZE))
-            with Attack(create, site.daemon.bus, kind, operation, file.path()) as again:
+            with Attack(create, site.daemon.bus, kind, f"{kind}-{operation}", file.path()) as again:
                 assert again.line() == "made"
         with Client(site.daemon.bus) as client:
             for kind, operation, _ in wanted:
-                client.call("", "Manager", "RemoveRegion" if kind == "region" else "RemoveDevice", "s", operation)
+                client.call(
+                    "", "Manager", "RemoveRegion" if kind == "region" else "RemoveDevice", "s", f"{kind}-{operation}"
+                )
 
 
-def test_daemon_starts_without_the_device_whose_image_hangs(short_path: Path, mounts: ExitStack) -> None:
-    file = mounts.enter_context(HangingFiles(short_path / "fuse", "OPEN"))
+def test_daemon_starts_without_the_device_whose_image_hangs(short_path: Path) -> None:
+    file = HangingFiles(short_path / "fuse", "OPEN")
     config = f'[region.demo]\n[device.disk]\ntype = "blk"\npath = "{file.path()}"\n'
-    with Daemon(short_path, config) as daemon, Client(daemon.bus) as client:
+    with Daemon(short_path, config) as daemon, closing(file), Client(daemon.bus) as client:
         assert NO_ANSWER in daemon.log
         assert client.call("", "Manager", "ListDevices")[0] == []
         file.close()
@@ -88,30 +89,29 @@ def test_daemon_starts_without_the_device_whose_image_hangs(short_path: Path, mo
         assert len(client.call("", "Manager", "ListDevices")[0]) == 1
 
 
-def test_image_that_hangs_later_delays_neither_refresh_of_others_nor_removal(
-    short_path: Path, mounts: ExitStack
-) -> None:
-    with watched(short_path) as site, Client(site.daemon.bus) as client:
-        file = mounts.enter_context(HangingFiles(short_path / "fuse"))
+def test_image_that_hangs_later_delays_neither_refresh_of_others_nor_removal(short_path: Path) -> None:
+    with (
+        watched(short_path) as site,
+        Client(site.daemon.bus) as client,
+        HangingFiles(short_path / "fuse") as file,
+    ):
         client.call("", "Manager", "CreateDevice", "ssa{sv}", "disk", "blk", {"path": ("s", file.path())})
         file.hang("GETATTR")
         file.hang("FLUSH")
         with pytest.raises(ErrorReply, match=f"DeviceUnavailable.*path {file.path()}: {NO_ANSWER}"):
             client.call("/device/disk", "Device", "Refresh")
         client.call("", "Manager", "RemoveDevice", "s", "disk")
-        file.close()
 
 
-def test_pid_file_that_hangs_delays_only_whom_it_may_name(short_path: Path, mounts: ExitStack) -> None:
-    file = mounts.enter_context(HangingFiles(short_path / "fuse", "READ"))
-    config = f'[region.open]\n[region.named]\n[[region.named.peer]]\nmatch = {{ pid-file = "{file.path()}" }}\n'
-    with watched(short_path, config) as site:
+def test_pid_file_that_hangs_delays_only_whom_it_may_name(short_path: Path) -> None:
+    path = short_path / "fuse"
+    config = f'[region.open]\n[region.named]\n[[region.named.peer]]\nmatch = {{ pid-file = "{path}/file" }}\n'
+    with watched(short_path, config) as site, HangingFiles(path, "READ"):
         with RawClient(str(site.daemon.socket("named"))) as refused:
             with RawClient(str(site.daemon.socket("open"))) as welcome:
                 welcome.greet(4)
             refused.until_eof()
         assert "no rule of region" in site.daemon.log
-        file.close()
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "device", "directory"])
