@@ -36,8 +36,8 @@ import time
 from collections.abc import Callable
 
 from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
-from ..fds.budgets import Account, Budgets
 from ..fds import helpers
+from ..fds.budgets import Account, Budgets
 from ..fds.helpers import HelperTimeout
 from ..fds.identification import look_up
 from ..fds.listener import Listener
