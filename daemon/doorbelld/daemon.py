@@ -34,7 +34,7 @@ from .bus.address import resolve
 from .bus.connection import Connection
 from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
-from .fds import limits
+from .fds import helpers, limits
 from .fds.keeper import Kept, Satchel
 from .fds.ledger import NewerState
 from .host.host import Host
@@ -48,6 +48,7 @@ from .service.store import DescriptorStore, Sockets, room
 from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
 from .vhost.errors import DeviceFaulty
+from .vhost.spec import DeviceSpec
 
 if TYPE_CHECKING:
     from .bus.private import PrivateBus
@@ -275,6 +276,10 @@ class Daemon:
             else:
                 done.append((action, kind, name))
 
+        async def make_device(device: DeviceSpec) -> None:
+            with trying("made", "device", device.name):
+                await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
+
         for name in plan.clients.gone:
             with trying("removed", "client", name):
                 host.remove_client(name)
@@ -303,9 +308,7 @@ class Daemon:
             with trying("made", "region", region.name):
                 await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
                 self._report_room(region)
-        for device in plan.devices.new:
-            with trying("made", "device", device.name):
-                await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
+        await asyncio.gather(*map(make_device, plan.devices.new))  # together: one may wait for a file that hangs
         for client in plan.clients.new:
             with trying("made", "client", client.name):
                 host.create_client(client, configured=True)
@@ -361,16 +364,15 @@ class Daemon:
                 if failed:
                     cure = "all else was reloaded; remove the cause and reload again"
                     raise InvalidOptions([Problem(f"{kind}.{name}", str(error), cure) for kind, name, error in failed])
-                self._refresh()
+                await asyncio.gather(*(self._refresh(name, device) for name, device in self._host.devices.items()))
             finally:
                 self._readiness.ready()
 
-    def _refresh(self) -> None:
-        for name, device in self._host.devices.items():
-            try:
-                device.refresh()
-            except DoorbellError as error:
-                log.warning("device not refreshed", device=name, reason=str(error))
+    async def _refresh(self, name: str, device: Backend) -> None:
+        try:
+            await device.refresh()
+        except DoorbellError as error:
+            log.warning("device not refreshed", device=name, reason=str(error))
 
     async def _execute_anew(self) -> None:
         """Execute the program anew, unless that is under way already."""
@@ -385,6 +387,10 @@ class Daemon:
         """Check that a new start would work, keep everything, and execute the program anew."""
         if self._store is not None:
             log.error("not executed anew", reason="systemd keeps the descriptors; systemctl restart does the same")
+            return
+        if stuck := helpers.shared.stuck:
+            why = f"{stuck} threads wait for files that hang, and the kernel would wait for them; see to these files"
+            log.error("not executed anew", reason=why)
             return
         check = await asyncio.create_subprocess_exec(
             *anew.command(), "--check", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,

@@ -69,7 +69,15 @@ BACKLOG_MAX = 1024
 _COUNT_MAX = (1 << 64) - 1
 
 _STATE = ("State", "Reason", "Fault")
-_FRONTEND = ("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendUnit", "FrontendSince")
+_FRONTEND = (
+    "FrontendPid",
+    "FrontendUid",
+    "FrontendGid",
+    "FrontendVmName",
+    "FrontendVmNameSource",
+    "FrontendUnit",
+    "FrontendSince",
+)
 _NEGOTIATED = (
     "AckedFeatures",
     "AckedFeatureNames",

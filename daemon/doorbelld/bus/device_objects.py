@@ -40,9 +40,9 @@ class DeviceView(View, interface=DEVICE):
         self._device.reset()
 
     @method("Refresh", Action.MANAGE)
-    def refresh(self) -> None:
+    async def refresh(self) -> None:
         """Have it look again at what is behind it."""
-        self._device.refresh()
+        await self._device.refresh()
 
     @prop("Name")
     def name(self) -> str:
@@ -118,6 +118,11 @@ class DeviceView(View, interface=DEVICE):
     def frontend_vm_name(self) -> str:
         """What it calls itself."""
         return self._device.who.vm_name if self._device.who else ""
+
+    @prop("FrontendVmNameSource")
+    def frontend_vm_name_source(self) -> str:
+        """Who says so."""
+        return str(self._device.who.vm_name_source) if self._device.who else ""
 
     @prop("FrontendUnit")
     def frontend_unit(self) -> str:

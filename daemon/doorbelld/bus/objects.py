@@ -457,6 +457,11 @@ class PeerView(View, interface=PEER):
         """What it calls itself."""
         return self._peer.who.vm_name
 
+    @prop("VmNameSource")
+    def vm_name_source(self) -> str:
+        """Who says so."""
+        return str(self._peer.who.vm_name_source)
+
     @prop("Unit")
     def unit(self) -> str:
         """Its systemd unit."""

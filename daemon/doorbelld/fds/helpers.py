@@ -32,17 +32,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ..errors import DoorbellError
-
 T = TypeVar("T")
 
 PER_OWNER = 2
 THREADS_MAX = 32
+FILE_TIMEOUT = 10.0
+"""Seconds that a file system has to open a file, or to say what it is like."""
 IDLE = 5.0
 """Seconds after which a thread with nothing to do ends."""
 
 
-class HelperTimeout(DoorbellError):
+class HelperTimeout(Exception):
     """A call did not end by its deadline, or earlier calls of the same owner are stuck."""
 
 
@@ -52,7 +52,7 @@ class _Call(Generic[T]):
 
     owner: Hashable
     work: Callable[[], T]
-    loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop | None
     done: Callable[[T | None, BaseException | None], None]
     late: Callable[[T], None]
     timer: asyncio.TimerHandle | None = None
@@ -68,8 +68,12 @@ class Helpers:
         self._per_owner = per_owner
         self._threads_max = threads_max
         self._condition = threading.Condition()
-        self._waiting: deque[_Call[Any]] = deque()
+        self._ready: deque[_Call[Any]] = deque()
+        """Calls that wait for a thread."""
+        self._held: dict[Hashable, deque[_Call[Any]]] = {}
+        """Calls that wait for an earlier one of their owner."""
         self._running: Counter[Hashable] = Counter()
+        """Calls of each owner that are ready or in a thread."""
         self._stuck: Counter[Hashable] = Counter()
         self._threads = 0
         self._idle = 0
@@ -101,17 +105,46 @@ class Helpers:
             if self._stuck[owner] >= self._per_owner or self._stuck.total() >= self._threads_max:
                 raise HelperTimeout("earlier calls of that kind have not ended yet")
             call = _Call(owner, work, loop, done, late)
-            self._waiting.append(call)
-            if self._idle:
-                self._condition.notify()
-            elif self._threads < self._threads_max:
-                try:
-                    self._start()
-                except RuntimeError as error:
-                    if not self._threads:
-                        self._waiting.remove(call)
-                        raise HelperTimeout(f"no thread for it ({error}); raise TasksMax=") from error
+            self._enter(call)
             call.timer = loop.call_later(timeout, self._expire, call, timeout)
+
+    def forget(self, owner: Hashable, work: Callable[[], object]) -> None:
+        """Call *work* in a thread, whose result and errors are of no interest to anybody: a close, say.
+
+        It is not called at all if *owner* has as many stuck calls as it may, or if no thread can be had.
+        """
+        with self._condition, contextlib.suppress(HelperTimeout):
+            if self._stuck[owner] < self._per_owner:
+                self._enter(_Call(owner, work, None, lambda result, error: None, lambda result: None))
+
+    def _enter(self, call: _Call[Any]) -> None:
+        """Queue *call*, and see that there is a thread for it."""
+        if self._running[call.owner] >= self._per_owner:
+            self._held.setdefault(call.owner, deque()).append(call)
+            return
+        self._make_ready(call)
+        if len(self._ready) <= self._idle or self._threads >= self._threads_max:
+            self._condition.notify()
+            return
+        try:
+            self._start()
+        except RuntimeError as error:
+            if not self._threads:
+                self._ready.remove(call)
+                self._release(call.owner)
+                raise HelperTimeout(f"no thread for it ({error}); raise TasksMax=") from error
+
+    def _make_ready(self, call: _Call[Any]) -> None:
+        self._running[call.owner] += 1
+        self._ready.append(call)
+
+    def _release(self, owner: Hashable) -> None:
+        """Note that one call of *owner* is no longer running; the next one of its held calls is ready then."""
+        _take(self._running, owner)
+        if held := self._held.get(owner):
+            self._make_ready(held.popleft())
+            if not held:
+                del self._held[owner]
 
     async def run(
         self, owner: Hashable, work: Callable[[], T], timeout: float, *, late: Callable[[T], None] = lambda result: None
@@ -147,8 +180,13 @@ class Helpers:
             call.over = True
             if call.running:
                 self._stuck[call.owner] += 1
+            elif call in self._ready:
+                self._ready.remove(call)
+                self._release(call.owner)
             else:
-                self._waiting.remove(call)
+                self._held[call.owner].remove(call)
+                if not self._held[call.owner]:
+                    del self._held[call.owner]
         call.done(None, HelperTimeout(f"no answer within {timeout:g} s"))
 
     def _serve(self) -> None:
@@ -163,31 +201,28 @@ class Helpers:
             del call, result, error
 
     def _next(self) -> _Call[Any] | None:
-        """Take the next call of an owner that may have one more; None if nothing came for a while."""
+        """Take the next call; None if nothing came for a while."""
         with self._condition:
-            while True:
-                for call in self._waiting:
-                    if self._running[call.owner] < self._per_owner:
-                        self._waiting.remove(call)
-                        call.running = True
-                        self._running[call.owner] += 1
-                        return call
+            while not self._ready:
                 self._idle += 1
                 woken = self._condition.wait(IDLE)
                 self._idle -= 1
-                if not woken:
+                if not woken and not self._ready:
                     self._threads -= 1
                     return None
+            call = self._ready.popleft()
+            call.running = True
+            return call
 
     def _finish(self, call: _Call[Any], result: Any, error: BaseException | None) -> None:
         with self._condition:
-            _take(self._running, call.owner)
+            self._release(call.owner)
             late = call.over
             if late:
                 _take(self._stuck, call.owner)
             else:
                 call.over = True
-        if not late:
+        if not late and call.loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 call.loop.call_soon_threadsafe(self._deliver, call, result, error)
                 return

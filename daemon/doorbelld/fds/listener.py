@@ -32,6 +32,8 @@ _CURES = {
     errno.EACCES: "give the daemon's user the right to write there, or choose another socket path",
     errno.EPERM: "only root may give a socket to another owner or group; leave owner and group out",
     errno.EROFS: "choose a socket path that can be written, such as one below /run",
+    errno.ENOTSOCK: "choose a socket path in a directory that only the daemon's user may write to",
+    errno.ELOOP: "choose a socket path in a directory that only the daemon's user may write to",
     errno.EMFILE: "raise the limit on open files (LimitNOFILE=)",
 }
 
@@ -84,9 +86,7 @@ class Listener:
             sock.bind(path)
             try:
                 sock.listen(BACKLOG)
-                if owner or group:
-                    os.chown(path, user_id(owner), group_id(group), follow_symlinks=False)
-                os.chmod(path, mode)
+                _give(path, owner, group, mode)
                 return cls(sock, path, made=made)
             except BaseException:
                 os.unlink(path)
@@ -109,8 +109,7 @@ class Listener:
             SocketUnavailable: no permission for that; nothing is changed then.
         """
         try:
-            os.chown(self.path, user_id(owner), group_id(group), follow_symlinks=False)
-            os.chmod(self.path, mode)
+            _give(self.path, owner, group, mode)
         except OSError as error:
             raise _unavailable(error, self.path) from error
 
@@ -166,6 +165,22 @@ def group_id(name: str) -> int:
         KeyError: no such group.
     """
     return -1 if not name else _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+
+
+def _give(path: str, owner: str, group: str, mode: int) -> None:
+    """Give the socket at *path* its owner, group and mode; what somebody put in its place is left alone.
+
+    Raises:
+        OSError: no permission, or it is no socket any more.
+    """
+    with Fd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as entry:
+        status = os.fstat(entry.fileno())
+        if not stat.S_ISSOCK(status.st_mode) or status.st_nlink != 1:
+            raise OSError(errno.ENOTSOCK, "somebody put something else in the place of the socket", path)
+        itself = f"/proc/self/fd/{entry.fileno()}"  # chmod takes no such descriptor before Linux 6.6
+        if owner or group:
+            os.chown(itself, user_id(owner), group_id(group))
+        os.chmod(itself, mode)
 
 
 def _number(digits: str) -> int:

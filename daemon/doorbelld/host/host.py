@@ -105,6 +105,8 @@ class Host:
         self.budgets = Budgets(lambda name, reason: self._emit(BudgetExceeded(name, reason)))
         self.set_limits(LimitsSpec())
         self._coming: set[str] = set()
+        self._making: set[str] = set()
+        """Devices that are being made."""
         self._going: set[str] = set()
         self._clients = Dock(CLIENT, loop, self._emit)
         self._flats = Dock(FLAT, loop, self._emit)
@@ -153,8 +155,10 @@ class Host:
             if socket_given is None:
                 listener.clear(spec.socket)  # before the memory: a path in use costs nothing then
             file = spec.backing.path
-            born = bool(file) and not os.path.lexists(file)
-            shared = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name)
+            if file:
+                shared, born = await memory.create_named(spec.backing, spec.size, spec.name)
+            else:
+                shared, born = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name), False
             try:
                 region = Region.open(
                     spec,
@@ -169,7 +173,7 @@ class Host:
                 )
             except BaseException:
                 if born:
-                    os.unlink(file)
+                    await memory.remove(spec.backing)
                 raise
         finally:
             self._coming.discard(spec.name)
@@ -324,8 +328,17 @@ class Host:
         Raises:
             DeviceExists, and what `Backend.open` raises: nothing is left behind then.
         """
-        if spec.name in self.devices:
+        if spec.name in self.devices or spec.name in self._making:
             raise DeviceExists(f'device "{spec.name}" is there already; remove it first or choose another name')
+        self._making.add(spec.name)
+        try:
+            made = await spec.make_waiting()
+        except BaseException:
+            if socket_given is not None:
+                socket_given.close()
+            raise
+        finally:
+            self._making.discard(spec.name)
         device = Backend.open(
             self.with_defaults(spec),
             self._loop,
@@ -334,6 +347,7 @@ class Host:
             socket_given=socket_given,
             configured=configured,
             budgets=self.budgets,
+            device=made,
         )
         self.devices[spec.name] = device
         self._reserve()

@@ -209,7 +209,7 @@ class Region(Ringing):
             self.relay.close()
         if self._record is not None:
             self._record.close()
-        self.memory.close()
+        memory.let_go(self.memory, self.spec.backing)
 
     def change(self, spec: RegionSpec, configured: bool) -> None:
         """Go over to *spec*, which differs in nothing that is frozen; rules hold for who comes from now on.

@@ -36,7 +36,9 @@ import time
 from collections.abc import Callable
 
 from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
+from ..fds import helpers
 from ..fds.budgets import Account, Budgets
+from ..fds.helpers import HelperTimeout
 from ..fds.identification import look_up
 from ..fds.listener import Listener
 from ..fds.owned import Fd
@@ -165,11 +167,13 @@ class Backend:
         connection: socket.socket | None = None,
         configured: bool = False,
         budgets: Budgets | None = None,
+        device: Device | None = None,
     ) -> Backend:
         """Make the device and the socket that *spec* asks for, and serve.
 
         *socket_given* is a listening socket that somebody else owns, to be used instead of one of our own;
-        *connection* leads to a front-end, after which nobody else is served. Both are taken over.
+        *connection* leads to a front-end, after which nobody else is served. Both are taken over, as is the *device*
+        if it was made already.
 
         Raises:
             SocketInUse, SocketUnavailable, LimitExceeded, and what the type of device raises: nothing is left behind.
@@ -179,8 +183,8 @@ class Backend:
                 undo.enter_context(socket_given)
             if connection is not None:
                 undo.enter_context(connection)
-            device = spec.make()
-            undo.callback(Hooks(device).close)
+            device = device or spec.make()
+            undo.callback(_close, device, spec.name)
             listener: Listener | None = None
             if socket_given is not None:
                 listener = Listener.adopt(socket_given, spec.socket, ours=False)
@@ -234,7 +238,7 @@ class Backend:
         finally:
             await self._engine.close()
             self._note_handlers()
-            self._hooks.close()
+            _close(self.device, self.name, self._hooks)
             self._enter(State.STOPPED, reason)
 
     def change(self, spec: DeviceSpec, configured: bool) -> None:
@@ -410,14 +414,24 @@ class Backend:
             raise NotConnected(f'device "{self.name}" has no front-end, so there is nothing to reset')
         self._job(lambda session: session.reset_unasked())
 
-    def refresh(self) -> None:
+    async def refresh(self) -> None:
         """Have the device look again at what is behind it: a disk at the size of its image, say.
 
         Raises:
-            DoorbellError: that can't be had any more.
+            DoorbellError: that can't be had any more, or does not answer.
             DeviceFaulty: its code failed.
         """
-        self._hooks.refresh()
+        if not self.device.waits_for:
+            self._hooks.refresh()
+            return
+        try:
+            await helpers.shared.run(("device", self.name), self.device.refresh, helpers.FILE_TIMEOUT)
+        except HelperTimeout as error:
+            raise self.spec.no_answer(error) from error
+        except DoorbellError:
+            raise
+        except BaseException as error:  # whatever that code raises
+            raise DeviceFaulty(f"refresh() raised {in_words(error)}") from error
 
     # Front-ends come
 
@@ -644,6 +658,14 @@ class Backend:
     def negotiated(self) -> None:
         """Tell of it."""
         self._emit(Negotiated(self))
+
+
+def _close(device: Device, name: str, hooks: Hooks | None = None) -> None:
+    """Close *device*, in a helper thread if that may have to wait."""
+    if device.waits_for:
+        helpers.shared.forget(("device", name), device.close)
+    else:
+        (hooks or Hooks(device)).close()
 
 
 def _connect(path: str) -> socket.socket:

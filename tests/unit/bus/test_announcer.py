@@ -250,7 +250,7 @@ DISK = f"{ROOT}/device/disk"
 QUEUES = [f"{DISK}/queue/0", f"{DISK}/queue/1"]
 WHO: Any = SimpleNamespace(pid=42)
 STATE = ["Fault", "Reason", "State"]
-FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName")]
+FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName", "VmNameSource")]
 NEGOTIATED = [
     *("AckedFeatureNames", "AckedFeatures", "AckedProtocolFeatureNames", "AckedProtocolFeatures"),
     *("ConfigSpace", "MemoryRegions"),

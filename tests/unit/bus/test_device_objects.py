@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ ALONE = {
     "FrontendUid": NOBODY,
     "FrontendGid": NOBODY,
     "FrontendVmName": "",
+    "FrontendVmNameSource": "",
     "FrontendUnit": "",
     "FrontendSince": 0,
     "AckedFeatures": 0,
@@ -176,7 +178,7 @@ def test_refresh_reaches_the_device(site: DeviceSite) -> None:
             self.looked += 1
 
     backend = site.open(Looking)
-    site.call(DeviceView(backend).refresh)
+    asyncio.run_coroutine_threadsafe(DeviceView(backend).refresh(), site.loop).result(60)
     assert isinstance(backend.device, Looking)
     assert backend.device.looked == 1
 
