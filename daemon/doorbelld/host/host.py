@@ -102,7 +102,7 @@ class Host:
         self._loop = loop
         self._listeners: list[Callable[[HostEvent], None]] = []
         self._spare = Spare()
-        self.budgets = Budgets(lambda name, reason: self._emit(BudgetExceeded(name, reason)))
+        self.budgets = Budgets(lambda *what: self._emit(BudgetExceeded(*what)))
         self.set_limits(LimitsSpec())
         self._coming: set[str] = set()
         self._going: set[str] = set()

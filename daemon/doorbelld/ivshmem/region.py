@@ -608,7 +608,7 @@ class Region(Ringing):
         """
         while True:
             try:
-                return _doorbells(self.spec.vectors, self.budgets.descriptors_end)
+                return _doorbells(self.spec.vectors, self.budgets)
             except LimitExceeded:
                 if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
                     raise
@@ -725,8 +725,8 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
 
 
-def _doorbells(vectors: int, end: int = eventfd.NO_END) -> FdSet:
+def _doorbells(vectors: int, budgets: Budgets | None = None) -> FdSet:
     try:
-        return eventfd.make(vectors, end)
+        return eventfd.make(vectors) if budgets is None else budgets.for_newcomer(eventfd.make(vectors))
     except OSError as error:
         raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error
