@@ -377,6 +377,7 @@ class Host:
     def _reserve(self) -> None:
         queues = sum(device.queue_count for device in self.devices.values())
         self.budgets.reserve(self.descriptor_limit, self.descriptors_in_use(), len(self.devices), queues)
+        self._spare.end = self.budgets.descriptors_end
 
     def limits(self) -> dict[str, tuple[int, int, int]]:
         """Give used, limit and refused of each budget, by its name."""

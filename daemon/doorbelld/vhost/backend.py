@@ -151,6 +151,7 @@ class Backend:
                 refuse=self._turn_away,
                 prepared=lambda again: True,
                 rested=lambda: None,
+                for_devices=True,
             )
 
     @classmethod
