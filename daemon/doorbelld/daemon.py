@@ -26,7 +26,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -35,6 +34,7 @@ from .bus.connection import Connection
 from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import helpers, limits
+from .fds.executor import SteadyExecutor
 from .fds.keeper import Kept, Satchel
 from .fds.ledger import NewerState
 from .host.host import Host
@@ -114,7 +114,7 @@ class Daemon:
     async def run(self) -> int:
         """Serve; gives the exit status."""
         # a signal is for the loop's thread: no other takes one that would then be lost in an execve(2)
-        self._loop.set_default_executor(ThreadPoolExecutor(initializer=anew.hold))
+        self._loop.set_default_executor(SteadyExecutor(anew.hold))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop_because, number.name)
         self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)

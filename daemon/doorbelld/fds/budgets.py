@@ -26,6 +26,7 @@ that never reads costs the others no more than its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 
 from ..errors import LimitExceeded
 from ..options import integer, option, size
+from .owned import FdSet
 
 QUEUE_COST = 3
 """Descriptors that each queue of a device may hold: kick, call, error."""
@@ -43,6 +45,7 @@ WINDOW_MIN = 6
 """Messages that the smallest send buffer takes."""
 WINDOW_MAX = 278
 """Messages that the usual send buffer takes."""
+_USER_SHARE = "limits.user-share"
 _WINDOWS = 64
 _MESSAGE_COST = 768
 """Bytes of a send buffer that a message takes (SKB_TRUESIZE)."""
@@ -88,20 +91,20 @@ class Budget:
         """How much one user may have."""
         return self.limit * self.share // 100
 
-    def why_not(self, uid: int, more: int) -> str:
-        """Say why user *uid* may not have so much *more*; empty if it may."""
+    def why_not(self, uid: int, more: int) -> tuple[str, str] | None:
+        """Say why user *uid* may not have so much *more*: the reason, and the key; None if it may."""
         if self.used + more > self.limit:
             return (
                 f"{self.name}: {self._show(self.used)} of {self._show(self.limit)} is in use{self._most()}, and "
                 f"{self._show(more)} more does not fit; raise {self.key}"
-            )
+            ), self.key
         has = self.users.get(uid, 0)
         if has + more > self.allowed and not trusted(uid):
             return (
                 f"{self.name}: uid {uid} has {self._show(has)} and may have {self._show(self.allowed)} "
                 f"({self.share} % of {self._show(self.limit)}, limits.user-share); raise {self.key}"
-            )
-        return ""
+            ), _USER_SHARE
+        return None
 
     def _most(self) -> str:
         if not self.users:
@@ -161,10 +164,11 @@ class Account:
 class Budgets:
     """All budgets of a process; before `change` and `reserve` are called there is no limit.
 
-    *told* is called with the name of a budget and the reason, each time that something is refused.
+    *told* is called with the name of a budget, the reason, and the key that it is about, each time that something is
+    refused.
     """
 
-    def __init__(self, told: Callable[[str, str], None] = lambda name, reason: None) -> None:
+    def __init__(self, told: Callable[[str, str, str], None] = lambda name, reason, key: None) -> None:
         self._told = told
         self.spec = LimitsSpec()
         self.memory = Budget("guest-memory", "limits.guest-memory", show_bytes)
@@ -199,8 +203,8 @@ class Budgets:
         Raises:
             LimitExceeded: it may not.
         """
-        if reason := self.all[name].why_not(uid, more):
-            raise self.refuse(name, reason)
+        if (why := self.all[name].why_not(uid, more)) is not None:
+            raise self.refuse(name, *why)
 
     def check_device_memory(self, device: str, amount: int) -> None:
         """See whether the front-end of *device* may share *amount* bytes.
@@ -211,17 +215,32 @@ class Budgets:
         if amount > self.spec.device_memory:
             has = f'the front-end of device "{device}" shares {show_bytes(amount)}'
             most = show_bytes(self.spec.device_memory)
-            raise self.refuse("guest-memory", f"guest-memory: {has}, and may {most}; raise limits.device-memory")
+            key = "limits.device-memory"
+            raise self.refuse("guest-memory", f"guest-memory: {has}, and may {most}; raise {key}", key)
 
     def peers_of_a_user(self, max_peers: int) -> int:
         """Tell how many of the *max_peers* peers of a region one user may be."""
         return max_peers - max_peers * (100 - self.spec.user_share) // 100
 
-    def refuse(self, name: str, reason: str) -> LimitExceeded:
+    def refuse(self, name: str, reason: str, key: str = _USER_SHARE) -> LimitExceeded:
         """Count a refusal, tell it, and give the error to raise."""
         self.all[name].refused += 1
-        self._told(name, reason)
+        self._told(name, reason, key)
         return LimitExceeded(reason)
+
+    def for_newcomer(self, made: FdSet) -> FdSet:
+        """Give *made* back, if a newcomer may have descriptors with these numbers.
+
+        Raises:
+            OSError: it may not (EMFILE); they are closed then.
+        """
+        if max(made, default=-1) >= self.descriptors_end:
+            made.close()
+            self.descriptors.refused += 1
+            what = f"{os.strerror(errno.EMFILE)}, the last ones are for devices"
+            self._told(self.descriptors.name, f"descriptors: {what}; raise LimitNOFILE=", self.descriptors.key)
+            raise OSError(errno.EMFILE, what)
+        return made
 
     def window(self, uid: int) -> int:
         """Tell how many messages the socket of a new peer of user *uid* is to take; 0 where there is no limit.

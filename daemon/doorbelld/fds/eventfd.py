@@ -8,19 +8,16 @@ ring it, so nothing about it can be trusted to stay as we set it (see `native.ri
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 
 from .owned import FdSet
 
-NO_END = 1 << 31
-
 _COUNT = re.compile(rb"^eventfd-count:\s*([0-9a-f]+)$", re.M)
 
 
-def make(count: int, end: int = NO_END) -> FdSet:
-    """Make *count* eventfds, non-blocking and close-on-exec, all with numbers below *end*.
+def make(count: int) -> FdSet:
+    """Make *count* eventfds, non-blocking and close-on-exec.
 
     Raises:
         OSError: EMFILE, ENFILE or ENOMEM; none is left open then.
@@ -29,8 +26,6 @@ def make(count: int, end: int = NO_END) -> FdSet:
     try:
         for _ in range(count):
             made.array.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        if max(made.array, default=-1) >= end:
-            raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}, the rest is for those who are attached")
     except BaseException:
         made.close()
         raise

@@ -58,10 +58,11 @@ class Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class BudgetExceeded:
-    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*."""
+    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*; *key* sets its limit."""
 
     name: str
     reason: str
+    key: str
 
 
 HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded | BudgetExceeded

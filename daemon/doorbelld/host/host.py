@@ -102,7 +102,7 @@ class Host:
         self._loop = loop
         self._listeners: list[Callable[[HostEvent], None]] = []
         self._spare = Spare()
-        self.budgets = Budgets(lambda name, reason: self._emit(BudgetExceeded(name, reason)))
+        self.budgets = Budgets(lambda *what: self._emit(BudgetExceeded(*what)))
         self.set_limits(LimitsSpec())
         self._coming: set[str] = set()
         self._making: set[str] = set()
@@ -391,6 +391,7 @@ class Host:
     def _reserve(self) -> None:
         queues = sum(device.queue_count for device in self.devices.values())
         self.budgets.reserve(self.descriptor_limit, self.descriptors_in_use(), len(self.devices), queues)
+        self._spare.end = self.budgets.descriptors_end
 
     def limits(self) -> dict[str, tuple[int, int, int]]:
         """Give used, limit and refused of each budget, by its name."""

@@ -37,13 +37,16 @@ class Accounts:
         if window := self._budgets.window(uid):
             self._budgets.check("in-flight", uid, window)
 
-    def opened(self, peer: Peer) -> None:
-        """Count a peer that is there now, and let so much be in flight to it as its window allows."""
+    def opened(self, peer: Peer, kept: bool) -> None:
+        """Count a peer that is there now, and let so much be in flight to it as its window allows.
+
+        What is *kept* of it over a restart is in a vault, and so in flight too.
+        """
         account = peer.account = Account(self._budgets, peer.who.uid, self._name)
         account.count("connections", 1)
         account.count("descriptors", 1 + len(peer.member.eventfds))
         if window := self._budgets.window(peer.who.uid):
-            account.count("in-flight", window)
+            account.count("in-flight", window + kept * (1 + self._vectors))
             narrow(peer.sock, window)
 
     def pair(self, peer: Peer, pairs: Collection[object]) -> None:

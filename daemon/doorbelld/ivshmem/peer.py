@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,18 @@ class Peer(Recipient):
     def backlog(self) -> int:
         """Messages that it has not taken yet."""
         return self.outbox.backlog
+
+
+def visibility(rule: PeerRule | None, peers: Mapping[int, Peer]) -> Callable[[Member], bool] | None:
+    """Give what tells which members somebody under *rule* sees, of *peers* and the host peer; None for all."""
+    if rule is None or rule.allows_all:
+        return None
+
+    def visible(member: Member) -> bool:
+        peer = peers.get(member.id)
+        return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
+
+    return visible
 
 
 @dataclass(slots=True)

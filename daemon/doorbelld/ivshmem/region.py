@@ -58,7 +58,7 @@ from .events import AbsentGivenUp, MemoryCleared, PeerAdded, PeerRefused, PeerRe
 from .hostpeer import HostPeer
 from .newcomers import Newcomers
 from .outbox import Leave, Outbox
-from .peer import Arrival, Peer
+from .peer import Arrival, Peer, visibility
 from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
 from .refused import Refused, end_connection, send_refusal
 from .relay import Relay
@@ -117,9 +117,8 @@ class Region(Ringing):
         self._waiting: list[tuple[socket.socket, Arrival | None]] = []
         """Connections that were accepted when it was found that the memory is to be cleared first."""
         self._newcomers = Newcomers(self._judge)
-        self._closing = False
+        self._closing, self._turns_seen = False, -1
         self._refused = Refused(loop)
-        self._turns_seen = -1
         self._record: Record | None = None
         self._berth: tuple[FdSet, Vault] | None = None
 
@@ -471,12 +470,12 @@ class Region(Ringing):
     ) -> Peer:
         """Make *member* a peer that is connected by *sock*, both of which are taken over."""
         bells = None if self.relay is None else partial(self.relay.bells, member)
-        told, visible = self.admission.ids.release, self._visibility(rule)
+        told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
         self.roster.add(member)
         peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
         self.peers[member.id] = peer
-        self.accounts.opened(peer)
+        self.accounts.opened(peer, kept=self.kept)
         self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
@@ -503,16 +502,6 @@ class Region(Ringing):
             if record is not None:
                 record.told(seq, peer.outbox)
         return sent, error
-
-    def _visibility(self, rule: PeerRule | None) -> Callable[[Member], bool] | None:
-        if rule is None or rule.allows_all:
-            return None
-
-        def visible(member: Member) -> bool:
-            peer = self.peers.get(member.id)
-            return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
-
-        return visible
 
     def _hear(self, peer: Peer) -> None:
         try:
@@ -608,7 +597,7 @@ class Region(Ringing):
         """
         while True:
             try:
-                return _doorbells(self.spec.vectors, self.budgets.descriptors_end)
+                return _doorbells(self.spec.vectors, self.budgets)
             except LimitExceeded:
                 if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
                     raise
@@ -623,8 +612,7 @@ class Region(Ringing):
             LimitExceeded: that is so.
         """
         try:
-            pairs = list(pairs_of(peer, self.spec, self.roster.ordered, self.peers))
-            self.accounts.pair(peer, pairs)
+            self.accounts.pair(peer, pairs := list(pairs_of(peer, self.spec, self.roster.ordered, self.peers)))
             relay.join(peer.member, pairs)
         except LimitExceeded:
             self.accounts.closed(peer, (), self.peers)
@@ -725,8 +713,8 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
 
 
-def _doorbells(vectors: int, end: int = eventfd.NO_END) -> FdSet:
+def _doorbells(vectors: int, budgets: Budgets | None = None) -> FdSet:
     try:
-        return eventfd.make(vectors, end)
+        return eventfd.make(vectors) if budgets is None else budgets.for_newcomer(eventfd.make(vectors))
     except OSError as error:
         raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error

@@ -235,7 +235,7 @@ class Relay:
             self._erase(index)
 
     def _make(self, sender: Member, target: Member, terms: Terms) -> Pair:
-        proxies = eventfd.make(self._vectors, self.budgets.descriptors_end)
+        proxies = self.budgets.for_newcomer(eventfd.make(self._vectors))
         try:
             index = self._allot()
         except LimitExceeded:

@@ -54,16 +54,12 @@ from ..log import Later, Limiter, get_logger
 
 log = get_logger()
 
-_REFUSED = "refusals of all"
-"""The key under which lines are counted of those who are not known."""
-
 
 class Chronicle:
     """A listener of the host that logs.
 
     With *later* (the event loop's ``call_later``) what was kept back is told even if nothing more happens. One user
-    causes no more than *lines* lines in ten seconds, in whatever number of regions and devices; nor do all together
-    whose connections are refused.
+    causes no more than *lines* lines in ten seconds, in whatever number of regions and devices, by coming and going.
     """
 
     def __init__(self, later: Later | None = None, lines: Callable[[], int] = lambda: 1000) -> None:
@@ -78,7 +74,8 @@ class Chronicle:
             log.info("configuration reloaded", **_by_action(event))
         elif isinstance(event, BudgetExceeded):
             text = "a budget is used up"
-            self._rare(log.warning, f"budget {event.name}", text, budget=event.name, reason=event.reason)
+            name, key = event.name, event.key
+            self._rare(log.warning, f"budget {name}: {key}", text, budget=name, key=key, reason=event.reason)
         elif isinstance(event, DeviceEvent):
             self._hear_of_device(event)
         elif not isinstance(event, ClientEvent):
@@ -89,9 +86,9 @@ class Chronicle:
             self._hear_of_client(event)
 
     def _told_of(self, user: str, emit: Callable[..., Any], key: str, text: str, /, **values: Any) -> None:
-        """Log what *user* caused, unless it has had its lines, or *key* its own."""
+        """Log what *user* caused, unless *key* has had its lines, or the user its own."""
         self._by_user.burst = self._lines()
-        self._by_user(partial(self._limited, emit, key), user, text, **values)
+        self._limited(partial(self._by_user, emit, user), key, text, **values)
 
     def _hear_of_region(self, event: RegionEvent) -> None:
         region = event.region.name
@@ -114,11 +111,10 @@ class Chronicle:
                 text = "connection ended while the daemon was away"
                 self._limited(log.info, f"{region}: leaves", text, region=region, peer=peer.id)
             case PeerRemoved(peer=peer, reason=reason):
-                key, text = f"{region}: leaves", "peer left"
-                self._told_of(_user(peer.who), log.info, key, text, region=region, peer=peer.id, reason=reason)
+                key = f"{region}: leaves"
+                self._told_of(_user(peer.who), log.info, key, "peer left", region=region, peer=peer.id, reason=reason)
             case PeerRefused(reason=reason):
-                key, text = f"{region}: refusals", "connection refused"
-                self._told_of(_REFUSED, log.warning, key, text, region=region, reason=reason)
+                self._limited(log.warning, f"{region}: refusals", "connection refused", region=region, reason=reason)
             case AbsentGivenUp(absent=absent, reason=reason):
                 text, owner = "absent peer given up", absent.who
                 self._limited(
@@ -142,8 +138,8 @@ class Chronicle:
             case DeviceRemoved():
                 log.info("device removed", device=device)
             case FrontendAttached(who=who):
-                key, text = f"{device}: attaches", "front-end attached"
-                self._told_of(_user(who), log.info, key, text, device=device, **_known(who))
+                key = f"{device}: attaches"
+                self._told_of(_user(who), log.info, key, "front-end attached", device=device, **_known(who))
             case FrontendDetached(who=who, reason=reason, broken=True):
                 text = "front-end broke the device"
                 key = f"{device}: breaks"
@@ -153,17 +149,15 @@ class Chronicle:
                 key = f"{device}: detaches"
                 self._told_of(_user(who), log.info, key, text, device=device, pid=who.pid, reason=reason)
             case FrontendRefused(reason=reason):
-                key, text = f"{device}: refusals", "front-end refused"
-                self._told_of(_REFUSED, log.warning, key, text, device=device, reason=reason)
+                self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
             case FrontendSilent(who=who, reason=reason):
                 text = "front-end says nothing"
                 key = f"{device}: silences"
                 self._told_of(_user(who), log.warning, key, text, device=device, pid=who.pid, reason=reason)
-            case RequestRefused(device=there, request=request, reason=reason):
+            case RequestRefused(request=request, reason=reason):
                 text = "request of a front-end refused"
                 key = f"{device}: requests"
-                user = _REFUSED if there.who is None else _user(there.who)
-                self._told_of(user, log.warning, key, text, device=device, request=request, reason=reason)
+                self._limited(log.warning, key, text, device=device, request=request, reason=reason)
             case CodeFailed(reason=reason, cause=cause):
                 text = "code of a device failed"
                 self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)

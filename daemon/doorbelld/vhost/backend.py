@@ -153,6 +153,7 @@ class Backend:
                 refuse=self._turn_away,
                 prepared=lambda again: True,
                 rested=lambda: None,
+                for_devices=True,
             )
 
     @classmethod
