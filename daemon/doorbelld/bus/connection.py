@@ -52,7 +52,11 @@ class Connection:
         tree = Tree(host, reload)
         self._router = Router(tree, self._authority)
         self._announcer = Announcer(loop, tree, self._router)
-        self._scheduler = Scheduler(loop, self._router.handle, self._router.refuse, self._authority.user)
+        self._scheduler = Scheduler(
+            *(loop, self._router.handle, self._router.refuse, self._authority.user),
+            pause=self._pause,
+            meet=self._authority.meet,
+        )
         self._bus: Any = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
@@ -130,12 +134,15 @@ class Connection:
         self._bus._finalize(error)
 
     def _press(self, pressed: bool) -> None:
-        """Learn whether the bus is slow to take what we write; nothing is read then that would make us write more."""
+        """Learn whether the bus is slow to take what we write: what would make us write more, waits."""
         self._announcer.press(pressed)
+        self._authority.press(pressed)
         self._scheduler.press(pressed)
         self._router.press(pressed)
+
+    def _pause(self, paused: bool) -> None:
         if self._reader is not None:
-            self._reader.pause(pressed)
+            self._reader.pause(paused)
 
     def _silence(self) -> None:
         # before the socket is closed: its number may be a peer's the next moment

@@ -125,7 +125,10 @@ class Router:
             return self._answer_peer(msg)
         action = self._actions.get((msg.interface, msg.member), Action.INSPECT)
         if msg.member in _STANDARD_METHODS and self._authority.all_may_inspect(msg.sender):
-            if self._authority.user(msg.sender) is not None or not _depends_on_caller(msg):
+            known = self._authority.user(msg.sender) is not None
+            if not known:
+                self._authority.meet(msg.sender)  # its next calls take turns with others as that user's
+            if known or not _depends_on_caller(msg):
                 return self._begin(msg, None)
         return self._if_allowed(msg, action, functools.partial(self._begin_as, msg))
 
@@ -229,7 +232,10 @@ class Router:
         asked_by = self.writer
 
         def answer(body: bytes) -> None:
-            if self.writer is asked_by and self.writer is not None and not msg.flags & _NO_REPLY_EXPECTED:
+            if not body:
+                if self.writer is asked_by:
+                    self._reply_error(msg, RuntimeError("the objects can't be listed"))
+            elif self.writer is asked_by and self.writer is not None and not msg.flags & _NO_REPLY_EXPECTED:
                 header = prefixed_return(self.next_serial(), msg.serial, msg.sender, "a{oa{sa{sv}}}", len(body))
                 self.writer.write_with(header, body)
 

@@ -7,14 +7,14 @@ Theory of operation
 A call begins as soon as it is read, as long as nothing waits and the calls of this turn have not taken `TURN_SECONDS`.
 Others wait here. In each later turn calls begin until the time is over: one user after the other, of a user's callers
 one after the other, and the calls of one caller in the order in which they came. Callers that the bus has not been
-asked about yet take turns as one user.
+asked about yet take turns as one user; it is asked as soon as a call has to wait.
 
 A single call may take longer than a turn has. Nothing begins then for as long again, so that calls never take more than
 half of the time.
 
 What waits has a bound: `CALLS_MAX` calls and `BYTES_MAX` bytes of a caller, `TOTAL_MAX` bytes together. A call beyond
-it is refused at once, which takes microseconds. While the bus takes nothing of what we write, no call begins, and none
-is read.
+it is refused at once, which takes microseconds. While the bus takes nothing of what we write, no call begins; and once
+`PAUSE_CALLS` wait then, none is read, so that not even refusals are written.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TURN_SECONDS = 0.003
 CALLS_MAX = 4096
 BYTES_MAX = 4 << 20
 TOTAL_MAX = 32 << 20
+PAUSE_CALLS = 2048
 _FEW = 16
 """Calls of a caller that may wait when `TOTAL_MAX` bytes do."""
 
@@ -47,7 +48,9 @@ class _Lane:
 class Scheduler:
     """Lets calls *begin*; those that are too many it has *refuse*d, with the reason.
 
-    *user* tells whose a caller is, or None while that is not known. *clock* gives seconds.
+    *user* tells whose a caller is, or None while that is not known; *meet* is to find out. *pause* is told when reading
+    has to stop, and when it
+    may go on.
     """
 
     def __init__(
@@ -56,12 +59,18 @@ class Scheduler:
         begin: Callable[[Any], object],
         refuse: Callable[[Any, str], None],
         user: Callable[[str], Hashable],
+        pause: Callable[[bool], None] = lambda paused: None,
+        meet: Callable[[str], None] = lambda sender: None,
     ) -> None:
         self._loop = loop
         self._clock = loop.time
         self._begin = begin
         self._refuse = refuse
         self._user = user
+        self._pause = pause
+        self._meet = meet
+        self._paused = False
+        self._waiting = 0
         self._users: OrderedDict[Hashable, OrderedDict[str, _Lane]] = OrderedDict()
         self._homes: dict[str, Hashable] = {}  # under which user each caller waits
         self._size = 0
@@ -89,14 +98,17 @@ class Scheduler:
     def press(self, pressed: bool) -> None:
         """Learn whether the bus is slow to take what we write."""
         self._pressed = pressed
+        if self._paused and not pressed:
+            self._paused = False
+            self._pause(False)
         self._go_on()
 
     def clear(self) -> None:
         """Forget all that wait: the bus over which they came is gone."""
         self._users.clear()
         self._homes.clear()
-        self._size = 0
-        self._pressed = False
+        self._size = self._waiting = 0
+        self._pressed = self._paused = False
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
@@ -117,10 +129,16 @@ class Scheduler:
             return
         if not count:
             self._homes[sender] = user = self._user(sender)
+            if user is None:
+                self._meet(sender)
             self._users.setdefault(user, OrderedDict())[sender] = lane
         lane.calls.append(call)
         lane.size += weight
         self._size += weight
+        self._waiting += 1
+        if self._pressed and not self._paused and self._waiting > PAUSE_CALLS:
+            self._paused = True
+            self._pause(True)
         self._go_on()
 
     def _next(self) -> MethodCall:
@@ -130,6 +148,7 @@ class Scheduler:
         call = lane.calls.popleft()
         lane.size -= call.weight
         self._size -= call.weight
+        self._waiting -= 1
         if lane.calls:
             lanes.move_to_end(sender)
         else:

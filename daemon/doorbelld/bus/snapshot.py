@@ -15,8 +15,9 @@ parts are made, the rest is made at once after `_ROUNDS_MAX` rounds.
 
 A small host's answer takes one turn, and is given before `ask` returns.
 
-Those who ask get their answers by turns, one each. While the bus takes nothing of what we write, nobody does, and the
-next answer is made afterwards. A caller may have `WAITING_MAX` calls that wait.
+Those who ask get their answers by turns, one each. While the bus takes nothing of what we write, nobody does but the
+first `_LEAST`; the others are given the same answer afterwards if no signal was sent meanwhile, or else the next one. A
+caller may have `WAITING_MAX` calls that wait.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ from .views import View
 
 log = get_logger()
 
-TURN_SECONDS = 0.003
+TURN_SECONDS = 0.002
+_PAUSE_SECONDS = 0.004
 WAITING_MAX = 128
 _ROUNDS_MAX = 8
 _SIGNATURE = "a{oa{sa{sv}}}"
+_LEAST = 4
 _AT_ONCE = 16  # objects that are made again without waiting for another turn
 
 Answer = Callable[[bytes], None]
-"""Takes the body of the reply."""
+"""Takes the body of the reply; an empty one if there is none."""
 
 
 class Snapshot:
@@ -56,6 +59,8 @@ class Snapshot:
         """Who waits for the one that is being made."""
         self._parts: dict[str, bytes] = {}
         self._todo: deque[str] = deque()
+        self._whole = b""
+        """The last answer, as long as it is one."""
         self._rounds = 0
         self._running = False
         self._pressed = False
@@ -73,6 +78,7 @@ class Snapshot:
 
     def changed(self, path: str) -> None:
         """Learn that a signal told of the object at *path*."""
+        self._whole = b""
         if self._running:
             self._parts.pop(path, None)
 
@@ -86,15 +92,16 @@ class Snapshot:
         self._asking.clear()
         self._end()
         self._served.clear()
+        self._whole = b""
         self._pressed = False
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
 
     def _go_on(self) -> None:
-        if self._turn is None and not self._pressed and (self._running or self._asking):
+        if self._turn is None and not self._pressed and (self._running or self._asking or self._served):
             loop = asyncio.get_running_loop()
-            self._turn = loop.call_later(TURN_SECONDS, self._run)  # half of the time is others'
+            self._turn = loop.call_later(_PAUSE_SECONDS, self._run)  # most of the time is others'
 
     def _run(self) -> None:
         """Make parts, for one turn; give the answer if all are there."""
@@ -102,7 +109,12 @@ class Snapshot:
         if self._pressed:
             return
         if not self._running:
-            self._served, self._asking = self._asking, OrderedDict()
+            self._serve()
+            if self._pressed or not (self._served or self._asking):
+                return
+            for sender, answers in self._asking.items():
+                self._served.setdefault(sender, deque()).extend(answers)
+            self._asking = OrderedDict()
             self._running, self._rounds = True, 0
             self._todo.extend(self._tree.listed())
         end = time.monotonic() + TURN_SECONDS
@@ -111,8 +123,9 @@ class Snapshot:
         except Exception as error:  # of a view: ours
             log.error("the objects can't be listed for a reason that is ours", exc_info=error)
             self._end()
-            self._served.clear()
-            whole = False
+            whole, served, self._served = False, self._served, OrderedDict()
+            for answer in (answer for answers in served.values() for answer in answers):
+                answer(b"")
         if whole:
             self._give()
         self._go_on()
@@ -122,8 +135,8 @@ class Snapshot:
         while True:
             while self._todo:
                 path = self._todo.popleft()
-                if (view := self._tree.find(path)) is not None:
-                    self._parts[path] = _part(path, self._describe(view))
+                view = self._tree.find(path)
+                self._parts[path] = b"" if view is None else _part(path, self._describe(view))
                 if time.monotonic() > end and self._rounds <= _ROUNDS_MAX and self._todo:
                     return False
             missing = [path for path in self._tree.listed() if path not in self._parts]
@@ -136,22 +149,26 @@ class Snapshot:
 
     def _give(self) -> None:
         """Answer those who wait, one call of each by turns."""
-        parts = [self._parts[path] for path in self._tree.listed()]
+        parts = filter(None, [self._parts[path] for path in self._tree.listed()])
         body = bytearray(8)  # the length, and padding to the first entry
         for part in parts:
             body += bytes(-len(body) % 8)
             body += part
         body[:4] = (len(body) - 8).to_bytes(4, "little")
-        whole = bytes(body)
+        self._whole = bytes(body)
         self._end()
-        served, self._served = self._served, OrderedDict()
-        while served and not self._pressed:
-            sender, answers = served.popitem(last=False)
-            answers.popleft()(whole)
+        self._serve(_LEAST)
+
+    def _serve(self, least: int = 0) -> None:
+        """Give the answer that there is to those who wait for it: while the bus takes it, or to *least* of them."""
+        while self._served and self._whole and (least > 0 or not self._pressed):
+            sender, answers = self._served.popitem(last=False)
+            answers.popleft()(self._whole)
             if answers:
-                served[sender] = answers
-        for sender, answers in served.items():  # the bus is busy: theirs is made when it no longer is
-            self._asking.setdefault(sender, deque()).extendleft(reversed(answers))
+                self._served[sender] = answers
+            least -= 1
+        if not self._served:
+            self._whole = b""
 
     def _end(self) -> None:
         self._running = False

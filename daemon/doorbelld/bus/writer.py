@@ -28,7 +28,7 @@ from typing import Any
 
 from ..fds.owned import Fd
 
-HIGH_WATER = 1 << 20
+HIGH_WATER = 32 << 10
 LIMIT = 16 << 20
 _GATHER = 1 << 16
 _FULL = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)

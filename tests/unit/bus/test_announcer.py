@@ -553,7 +553,8 @@ async def test_where_polkit_decides_signals_do_not_say_who(stage: Stage, disk: A
     stage.announcer.hear(RegionAdded(stage.region))
     stage.join(0)
     stage.announcer.hear(DeviceAdded(stage.device))
-    stage.tree.there[path].changed = lambda names: [{name: 1 for name in sorted(names)}, []]  # type: ignore[method-assign]
+    for view in stage.tree.there.values():
+        view.changed = lambda names: [{name: 1 for name in sorted(names)}, []]  # type: ignore[method-assign]
     stage.announcer.hear(FrontendAttached(stage.device, SimpleNamespace(pid=7)))  # type: ignore[arg-type]
     await stage.settle()
     told = [body for _, member, body in stage.router.signals if member == "ObjectManager.InterfacesAdded"]

@@ -61,6 +61,7 @@ def opened(body: bytes) -> dict[str, Any]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """One object a turn."""
     monkeypatch.setattr(module, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
 
 
 @given(st.dictionaries(st.from_regex(r"(/[a-z]{1,9}){1,3}", fullmatch=True), st.text("abc", max_size=9), max_size=8))
@@ -85,6 +86,7 @@ def test_it_is_what_the_library_makes_of_all_together(objects: dict[str, str]) -
 async def test_a_small_answer_is_given_at_once() -> None:
     stage = Stage(3)
     assert stage.ask()
+    await stage.settle()  # on a slow machine
     assert stage.said(0) == {"/o0": "new", "/o1": "new", "/o2": "new"}
 
 
@@ -152,5 +154,40 @@ async def test_a_caller_may_wait_for_so_many_and_a_bus_that_is_gone_for_none(mon
     await stage.settle()
     assert stage.answers == []
     assert stage.ask()
+    await stage.settle()
+    assert len(stage.answers) == 1
+
+
+@pytest.mark.usefixtures("slow")
+async def test_under_pressure_the_same_answer_serves_until_a_signal_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST", 1)
+    stage = Stage(2)
+    stage.ask(":1.0")  # and the others ask for the next one
+    for number in range(1, 5):
+        stage.ask(f":1.{number}")
+
+    while len(stage.answers) < 2:
+        await asyncio.sleep(0)
+    made = stage.described
+    stage.snapshot.press(True)
+    await stage.settle()
+    stage.snapshot.changed("/o0")
+    stage.snapshot.press(False)
+    await stage.settle()
+    assert len(stage.answers) == 5
+    assert stage.described <= made + 2
+
+
+async def test_a_view_that_fails_is_an_answer_too() -> None:
+    stage, bodies = Stage(3), list[bytes]()
+
+    def fail(view: Any) -> Any:
+        raise OSError("a view")
+
+    stage.snapshot._describe = fail
+    assert stage.snapshot.ask(":1.1", bodies.append)
+    assert bodies == [b""]
+    stage.snapshot._describe = stage._describe
+    stage.ask()
     await stage.settle()
     assert len(stage.answers) == 1
