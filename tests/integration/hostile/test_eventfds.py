@@ -63,10 +63,13 @@ def fill_while_they_are_rung(path: str) -> None:
 def test_doorbells_that_fill_while_they_are_rung_hold_up_nobody(short_path: Path) -> None:
     require("dbus-daemon", "dbus-daemon")
     config = f"[region.demo]\nvectors = {VECTORS}\nmany-vectors = true\n"
-    with watched(short_path, config) as site:
-        with Attack(fill_while_they_are_rung, str(site.daemon.socket())) as attack, Client(site.daemon.bus) as client:
-            for _ in range(2 * ROUNDS):
-                try:
-                    client.call("/region/demo", "Region", "NotifyPeer", "q", int(attack.first))
-                except ErrorReply as error:
-                    assert "not all doorbells were rung" in str(error)
+    with (
+        watched(short_path, config) as site,
+        Attack(fill_while_they_are_rung, str(site.daemon.socket())) as attack,
+        Client(site.daemon.bus) as client,
+    ):
+        for _ in range(2 * ROUNDS):
+            try:
+                client.call("/region/demo", "Region", "NotifyPeer", "q", int(attack.first))
+            except ErrorReply as error:
+                assert "not all doorbells were rung" in str(error)
