@@ -14,7 +14,6 @@ by RLIMIT_NOFILE unless CAP_SYS_RESOURCE says otherwise.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket

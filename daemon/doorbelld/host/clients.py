@@ -78,7 +78,6 @@ class Dock(Generic[One]):
 
     def __init__(self, kind: Kind[One], loop: asyncio.AbstractEventLoop, emit: Callable[[HostEvent], None]) -> None:
         self.kind = kind
-        self.unrestored: dict[str, tuple[Remains, Keeper]] = {}
         self.there: dict[str, One] = {}
         self._loop = loop
         self._emit = emit
