@@ -103,6 +103,8 @@ class Daemon:
         self._keep_bus: Callable[[], asyncio.Task[None]] | None = None
         self._bus_keeper: asyncio.Task[None] | None = None
         self._exec_restart = exec_restart
+        self._satchel = Satchel()
+        """Without a store: what came back and could not be restored."""
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._terminal = ForegroundTerminal.find()
@@ -127,7 +129,8 @@ class Daemon:
             except NewerState as error:
                 log.error("state of a region can't be used", reason=str(error))
                 return os.EX_DATAERR
-            revived = bool(self._host.regions or self._host.clients or self._host.flats)
+            # what stays kept waits for another start, which an end of this one would not make better
+            revived = bool(self._host.regions or self._host.clients or self._host.flats or self._host.unrestored)
             connection = Connection(self._host, self._loop, self._locate, self.reload)
             try:
                 if self._private is not None and not revived:
@@ -175,7 +178,10 @@ class Daemon:
         host = self._host
         others = {"device": len(host.devices), "client": len(host.clients), "flat device": len(host.flats)}
         counts |= {what: count for what, count in others.items() if count}
-        return ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+        words = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
+        if unrestored := host.unrestored:
+            words.append(f"not restored: {' '.join(unrestored)}")
+        return ", ".join(words)
 
     def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = self._loop.create_task(work())
@@ -207,11 +213,18 @@ class Daemon:
             for name in self._kept:
                 self._store.came_back(name)
         else:
-            self._host.keeper = Satchel()
+            self._host.keeper = self._satchel
+            for name in self._kept:  # as long as it is not restored: what fails is handed on once more
+                with contextlib.suppress(OSError):
+                    if (copy := self._kept.copy(name)) is not None:
+                        self._satchel.copies[name] = copy
         configured = self._config.regions if self._config is not None else {}
         for unusable in self._host.revive(self._kept, configured, self._sockets.regions):
             name, reason = unusable.name, unusable.reason
-            if unusable.kind == "client":
+            if unusable.cause is not None:
+                text = "restore failed; what was kept stays kept"
+                log.error(text, what=f"{unusable.kind} {name}", reason=reason, exc_info=unusable.cause)
+            elif unusable.kind == "client":
                 log.error("state of a client can't be used", client=name, reason=reason)
             elif unusable.kind == "flat":
                 log.error("state of a flat device can't be used", flat=name, reason=reason)
@@ -223,6 +236,8 @@ class Daemon:
             if self._store is not None:
                 for name in unknown:
                     self._store.drop(name)
+            for name in unknown:
+                self._satchel.drop(name)
         if self._store is None:
             self._host.unkeep()
 
@@ -405,6 +420,8 @@ class Daemon:
         async with self._reloading:
             satchel, devices = Satchel(), list[Backend]()
             try:
+                for name, fd in self._satchel.copies.items():  # of what could not be restored
+                    satchel.put(name, fd.fileno())
                 if not self._host.keep(satchel):
                     raise OSError("not everything can be kept; raise LimitNOFILE=")
                 log.info("executing anew")

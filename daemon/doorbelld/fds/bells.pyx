@@ -11,29 +11,31 @@ very thread a signal every 10 ms; its handler, if it finds the thread inside a w
 anew, so that the write, which the kernel restarts, returns. After five such signals without a ring in between the
 handler disarms the timer. An idle thread has none, a busy one pays a hundred signals a second.
 
+A write that waited is a sharer's doing. Until the end of that call the timer then strikes every 100 us, each further
+doorbell is looked at before it is written to, and when a hundred signals found us in a write the rest is given up.
+
 The signal is SIGRTMIN+8, with SA_RESTART. A thread that blocks it rings without a guard.
 
 Invariants
 ----------
 1. ``bell_fd`` is set before ``bell_armed`` is looked at, and the handler disarms only while ``bell_fd`` is not set: no
    write begins unguarded.
-2. No ring takes longer than the timer's period for each time that a sharer of the eventfd clears the flag.
+2. No ring takes longer than the timer's period, and 100 us for each further time that a sharer clears the flag. No call
+   rings on after a hundred of those.
 3. No function here takes ownership of a descriptor.
 """
 
 from cpython cimport array
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport uint64_t
 
 import os
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t write(int fd, const void *data, size_t count)
 
 cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
+    #include <poll.h>
     #include <pthread.h>
     #include <signal.h>
     #include <string.h>
@@ -46,12 +48,15 @@ cdef extern from *:
 
     #define BELL_SIGNAL (SIGRTMIN + 8)
     #define BELL_PERIOD_NS 10000000L
+    #define BELL_AGAIN_NS 100000L
+    #define BELL_STRUCK_MAX 100
     #define BELL_IDLE_TICKS 5
 
     static __thread timer_t bell_timer;
     static __thread volatile int bell_made;  /* this thread has a timer */
     static __thread volatile int bell_armed;
     static __thread volatile int bell_idle;  /* ticks since the last ring */
+    static __thread volatile int bell_struck; /* ticks of this call that found a write waiting */
     static __thread volatile int bell_fd;    /* the eventfd that is being written to, plus one; or 0 */
     static pthread_key_t bell_key;
     static pthread_once_t bell_once = PTHREAD_ONCE_INIT;
@@ -62,9 +67,13 @@ cdef extern from *:
         static const struct itimerspec off = {{0, 0}, {0, 0}};
         int saved = errno;
         (void)signal;
-        if (bell_fd)
+        static const struct itimerspec again = {{0, BELL_AGAIN_NS}, {0, BELL_AGAIN_NS}};
+        if (bell_fd) {
+            struct pollfd look = {bell_fd - 1, POLLOUT, 0};
+            if (poll(&look, 1, 0) == 0 && !bell_struck++ && bell_made) /* it waits; else it is only at work */
+                timer_settime(bell_timer, 0, &again, NULL);
             fcntl(bell_fd - 1, F_SETFL, fcntl(bell_fd - 1, F_GETFL) | O_NONBLOCK);
-        else if (bell_made && ++bell_idle > BELL_IDLE_TICKS) {
+        } else if (bell_made && ++bell_idle > BELL_IDLE_TICKS) {
             timer_settime(bell_timer, 0, &off, NULL);
             bell_armed = 0;
         }
@@ -136,10 +145,33 @@ cdef extern from *:
         return error;
     }
 
+    /* The same within a call that rings many; ETIMEDOUT: too many of its writes waited, and this one was not made. */
+    static int bell_ring_next(int fd)
+    {
+        struct pollfd look = {fd, POLLOUT, 0};
+        if (bell_struck >= BELL_STRUCK_MAX)
+            return ETIMEDOUT;
+        if (bell_struck && poll(&look, 1, 0) == 0)
+            return 0;
+        return bell_ring(fd);
+    }
+
+    /* End a call: where a write waited, the timer goes at its usual pace again. */
+    static void bell_end_call(void)
+    {
+        if (bell_struck) {
+            bell_struck = 0;
+            if (bell_armed)
+                bell_arm();
+        }
+    }
+
     static int bell_is_armed(void) { return bell_armed; }
     static int bell_signal(void) { return BELL_SIGNAL; }
     """
     int bell_ring(int fd) nogil
+    int bell_ring_next(int fd) nogil
+    void bell_end_call() nogil
     int bell_is_armed() nogil
     int bell_signal() nogil
 
@@ -202,6 +234,7 @@ cdef class Bells:
             raise self.missing(peer_id, vector)
         # SAFETY: the index is inside the array, which nobody resizes while we have the GIL.
         cdef int error = bell_ring(of.data.as_ints[index])
+        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -214,12 +247,14 @@ cdef class Bells:
         Raises:
             NoSuchPeer: naming who is there instead.
             ServerClosed: there is no connection.
-            OSError: one of the doorbells can't be rung; the others were.
+            OSError: one of the doorbells can't be rung; the others were. ETIMEDOUT: sharers made so many writes wait
+                that the rest was not rung.
         """
         entry = self.doorbells.get(peer_id)
         if entry is None:
             raise self.missing(peer_id, None)
         cdef int error = _ring(entry)
+        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -228,7 +263,7 @@ cdef class Bells:
 
         Raises:
             ServerClosed: there is no connection.
-            OSError: one of the doorbells can't be rung; the others were.
+            OSError: as `notify_all_vectors`.
         """
         cdef int error = 0
         cdef int one
@@ -238,17 +273,23 @@ cdef class Bells:
             if peer_id != self.own_id:
                 one = _ring(entry)
                 error = error or one
+                if one == ETIMEDOUT:
+                    error = one
+                    break
+        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
 
 cdef int _ring(array.array of) except -1:
-    """Ring all; 0, or the errno value of the first that failed."""
+    """Ring all; 0, or the errno value of the first that failed; the caller ends the call."""
     cdef int error = 0
     cdef int one
     cdef Py_ssize_t i
     # SAFETY: i is inside the array, which nobody resizes while we have the GIL.
     for i in range(len(of)):
-        one = bell_ring(of.data.as_ints[i])
+        one = bell_ring_next(of.data.as_ints[i])
         error = error or one
+        if one == ETIMEDOUT:
+            return one
     return error

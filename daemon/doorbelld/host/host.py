@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 from ..errors import (
     DeviceExists,
-    DoorbellError,
     MemoryUnavailable,
     NoSuchDevice,
     NoSuchRegion,
@@ -92,6 +91,7 @@ class Host:
         self.regions: dict[str, Region] = {}
         self.devices: dict[str, Backend] = {}
         self.keeper = keeper
+        self._unrestored: dict[str, tuple[_RegionRemains, Keeper]] = {}
         self._number = 0
         self.runtime_directory = runtime_directory
         self.configuration_file = ""
@@ -148,6 +148,8 @@ class Host:
         """
         if spec.name in self.regions or spec.name in self._coming:
             raise RegionExists(f'region "{spec.name}" is there already; remove it first or choose another name')
+        if spec.name in self._unrestored:
+            raise RegionExists(f'region "{spec.name}" {self._unrestored[spec.name][0].words()}')
         spec = self.with_defaults(spec)
         self._coming.add(spec.name)
         try:
@@ -191,7 +193,8 @@ class Host:
     def revive(self, kept: Kept, configured: Mapping[str, RegionSpec], sockets: Kept) -> list[Unusable]:
         """Make anew what is in *kept*: regions, with the listening sockets that others gave us for them; then the rest.
 
-        What can't be made anew is let go of, and returned. What is in *kept* and of none of them stays there.
+        What can't be made anew is let go of, or stays kept (`remains`), and returned. What is in *kept* and of none of
+        them stays there.
 
         Raises:
             NewerState: a newer version wrote it; nothing was touched.
@@ -205,12 +208,16 @@ class Host:
         unusable = [remains for remains in found if remains.trouble]
         in_use = {region.spec.socket for region in self.regions.values()}
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
+        in_use |= {remains.socket for remains in unusable if remains.cause is not None}
         for remains in unusable:
-            remains.clear(in_use)
-            self._tidy(remains.socket)
+            if remains.cause is None:
+                remains.clear(in_use)
+                self._tidy(remains.socket)
+            elif self.keeper is not None:
+                self._unrestored[remains.name] = remains, self.keeper
             remains.close()
         return [
-            *(Unusable(remains.name, remains.trouble) for remains in unusable),
+            *(Unusable(remains.name, remains.trouble, cause=remains.cause) for remains in unusable),
             *self._clients.revive(joined[0], self.keeper),
             *self._flats.revive(joined[1], self.keeper),
         ]
@@ -219,7 +226,7 @@ class Host:
         assert self.keeper is not None
         try:
             if remains.ledger is None:
-                raise StateMismatch(remains.trouble)
+                raise remains.cause or StateMismatch(remains.trouble)
             if remains.name in self.regions:
                 raise StateMismatch("another region of that name is there")
             spec = self.with_defaults(spec_of(remains.state, configured))
@@ -235,15 +242,21 @@ class Host:
                 sockets.copy(remains.name),  # the socket itself is for a new region, if this one can't be revived
                 self.budgets,
             )
-        except (DoorbellError, OSError) as error:
-            remains.trouble = str(error)
-            remains.drop(self.keeper)
+        except Exception as error:  # a bug in here must not cost the guests their region
+            remains.fail(error)
+            if remains.cause is None:
+                remains.drop(self.keeper)
             return
         if (given := sockets.take(remains.name)) is not None:
             given.close()
         self.regions[remains.name] = region
         self._reserve()
         self._emit(RegionAdded(region, revived=True))
+
+    @property
+    def unrestored(self) -> list[str]:
+        """Names of regions, clients and flat devices that stay kept though they could not be restored."""
+        return [*self._unrestored, *self._clients.unrestored, *self._flats.unrestored]
 
     def keep(self, keeper: Keeper) -> bool:
         """Leave a record of all regions, clients and flat devices with *keeper*; False if there is no room."""
@@ -300,6 +313,12 @@ class Host:
         Raises:
             NoSuchRegion: it is not there.
         """
+        if (unrestored := self._unrestored.pop(name, None)) is not None:
+            remains, keeper = unrestored
+            remains.drop(keeper)
+            remains.clear({region.spec.socket for region in self.regions.values()})
+            self._tidy(remains.socket)
+            return
         region = self.region(name)
         region.close()
         del self.regions[name]

@@ -35,7 +35,10 @@ class Refused:
             self._let_go(next(iter(self._waiting)))
         send_refusal(sock)
         self._waiting[sock] = self._loop.call_later(PATIENCE, self._let_go, sock)
-        self._loop.add_reader(sock.fileno(), self._let_go, sock)
+        try:
+            self._loop.add_reader(sock.fileno(), self._let_go, sock)
+        except OSError:  # the kernel watches no more descriptors for us; then it is told nothing
+            self._let_go(sock)
 
     def close(self) -> None:
         """Let go of all."""

@@ -42,6 +42,7 @@ from ..fds.budgets import Budgets
 from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
+from ..fds.limits import watch
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
@@ -468,15 +469,19 @@ class Region(Ringing):
     def enter(
         self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
     ) -> Peer:
-        """Make *member* a peer that is connected by *sock*, both of which are taken over."""
+        """Make *member* a peer that is connected by *sock*, both of which are taken over.
+
+        Raises:
+            LimitExceeded: the kernel watches no more descriptors for us; nothing changed, nothing is taken over.
+        """
         bells = None if self.relay is None else partial(self.relay.bells, member)
         told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
-        self.roster.add(member)
         peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
+        watch(self._loop, sock.fileno(), self._hear, peer)
+        self.roster.add(member)
         self.peers[member.id] = peer
         self.accounts.opened(peer, kept=self.kept)
-        self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
     def enter_host(self, member: Member) -> None:

@@ -106,11 +106,12 @@ def revive(
         if relay is not None:
             undo.callback(relay.close)
         listener = _listener(spec, kept, socket_given)
+        undo.callback(lambda: listener.steal().close())
+        region = Region(
+            spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"],
+            budgets=budgets,
+        )  # fmt: skip
         undo.pop_all()
-    region = Region(
-        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"],
-        budgets=budgets,
-    )  # fmt: skip
     try:
         with damage_told():
             lost = _rejoin(region, state, kept, bells)
@@ -137,13 +138,13 @@ def revive(
         for name in arrivals:
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
         region.roster.next_seq = max(region.roster.next_seq, 1 + max(map(_vault_in, still), default=-1))
+        region.serve()
     except BaseException:
         region.let_go()
         ledger.close()
         raise
     finally:
         kept.close()
-    region.serve()
     return region
 
 
@@ -175,9 +176,9 @@ def _rejoin_one(region: Region, entry: dict[str, Any], sock: socket.socket, even
         who, since, keeps = Credentials(**entry["who"]), entry["since"], entry["keeps"]
         returned = entry.get("returned", {})
         member = Member(entry["id"], eventfds, entry["seq"], returned.get("key", -1), returned.get("vault", -1))
+        region.admission.ids.take_this(member.id)
+        peer = region.enter(member, sock, who, rule, since, keeps)
         undo.pop_all()
-    region.admission.ids.take_this(member.id)
-    peer = region.enter(member, sock, who, rule, since, keeps)
     region.admission.joined(peer)
     return peer
 

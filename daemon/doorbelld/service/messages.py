@@ -35,6 +35,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "can't serve region": "04228c2a976b4070897d41e78a3f84b0",
     "region restored": "d3dbf8f814454d6b8e56c756886bd828",
     "state of a region can't be used": "6741bdc771cb41ed83de18862e4dd47e",
+    "restore failed; what was kept stays kept": "af727aecd67742be9429a266d20879f2",
     "not everything of a region can be kept over a restart": "7152dc9e081b4f19ae5042cd80af789f",
     "socket for no region or device": "04eb09e04fea4dc78728f40ef05d66d8",
     "descriptors that nobody knows came back from the store": "133ca739385747b59afa3e8d9c830f99",

@@ -164,6 +164,22 @@ assert [eventfd.pending(fd) for fd in (made[0], made[2])] == [2, 2]
 """)
 
 
+def test_after_a_write_that_waited_each_doorbell_is_looked_at_before_its_write() -> None:
+    apart("""
+us.doorbells = {7: made.array, 8: array("i", [made[1], made[2]])}
+for ring in (lambda: us.notify_all_vectors(7), us.notify_broadcast):
+    for fd in made:
+        block(fd)
+    ring()
+    assert [os.get_blocking(fd) for fd in made] == [False, True, True]  # the guard set the first anew, and no other
+us.notify(7, 0)
+os.read(made[0], 8)
+us.notify(7, 0)
+assert eventfd.pending(made[0]) == 1 and bells.armed()
+until(lambda: not bells.armed())
+""")
+
+
 def test_a_sharer_that_never_stops() -> None:
     apart("""
 block(made[0])
