@@ -478,10 +478,14 @@ class Region(Ringing):
         told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
         peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
-        watch(self._loop, sock.fileno(), self._hear, peer)
+        self.accounts.opened(peer, kept=self.kept)
+        try:
+            watch(self._loop, sock.fileno(), self._hear, peer)
+        except LimitExceeded:
+            self.accounts.closed(peer, (), self.peers)
+            raise
         self.roster.add(member)
         self.peers[member.id] = peer
-        self.accounts.opened(peer, kept=self.kept)
         return peer
 
     def enter_host(self, member: Member) -> None:
