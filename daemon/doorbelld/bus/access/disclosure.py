@@ -19,8 +19,13 @@ from typing import Any
 from ..names import DEVICE, PEER, REGION
 
 IDENTIFYING = {
-    PEER: frozenset(("Pid", "Uid", "Gid", "VmName", "Unit")),
-    DEVICE: frozenset(("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendUnit", "MemoryRegions")),
+    PEER: frozenset(("Pid", "Uid", "Gid", "VmName", "VmNameSource", "Unit")),
+    DEVICE: frozenset(
+        (
+            *("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendVmNameSource", "FrontendUnit"),
+            "MemoryRegions",
+        )
+    ),
     REGION: frozenset(("AbsentPeers",)),
 }
 """The properties that say who somebody is, by interface."""
