@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
-from ..fds import native
+from ..fds import eventfd, native
 from ..fds.budgets import Budgets
 from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
