@@ -22,6 +22,7 @@ class Newcomers:
     def __init__(self, known: Callable[[socket.socket, Arrival | None, Credentials, PidFiles], None]) -> None:
         self._known = known
         self._arrivals: dict[socket.socket, Arrival | None] = {}
+        self._held: list[tuple[socket.socket, Arrival | None]] = []
 
     def look_up(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, spec: RegionSpec) -> None:
         """Find out the rest about *who*, and call *known*, maybe before this returns; takes over *sock* and *arrival*.
@@ -37,9 +38,18 @@ class Newcomers:
         if sock in self._arrivals:  # else we were closed
             self._known(sock, self._arrivals.pop(sock), who, pids)
 
+    def hold(self, sock: socket.socket, arrival: Arrival | None) -> None:
+        """Take a connection over that came when it was found that the memory is to be cleared first."""
+        self._held.append((sock, arrival))
+
+    def take_held(self) -> list[tuple[socket.socket, Arrival | None]]:
+        """Give those that were held."""
+        held, self._held = self._held, []
+        return held
+
     def close(self) -> None:
         """Close all."""
-        for sock, arrival in self._arrivals.items():
+        for sock, arrival in (*self._arrivals.items(), *self.take_held()):
             sock.close()
             if arrival is not None:
                 arrival.eventfds.close()

@@ -115,8 +115,6 @@ class Region(Ringing):
             rested=self._unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
-        self._waiting: list[tuple[socket.socket, Arrival | None]] = []
-        """Connections that were accepted when it was found that the memory is to be cleared first."""
         self._newcomers = Newcomers(self._judge)
         self._closing, self._turns_seen = False, -1
         self._refused = Refused(loop)
@@ -192,10 +190,6 @@ class Region(Ringing):
         self._refused.close()
         self._courier.close()
         self._newcomers.close()
-        for sock, arrival in self._waiting:
-            sock.close()
-            if arrival is not None:
-                arrival.eventfds.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
             peer.sock.close()
@@ -275,8 +269,7 @@ class Region(Ringing):
         self._emit(MemoryCleared(self, failure))
         if not failure:
             self.clear_if_left()  # by somebody who was there while it was cleared by force
-        waiting, self._waiting = self._waiting, []
-        for sock, arrival in waiting:
+        for sock, arrival in self._newcomers.take_held():
             self.receive(sock, arrival)
 
     # Coming and going
@@ -355,7 +348,7 @@ class Region(Ringing):
             self._admit_new(sock, who, arrival, pids=pids)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
-                return self._waiting.append((sock, arrival))
+                return self._newcomers.hold(sock, arrival)
             self._drop(arrival)
             if who.program.startswith("qemu"):
                 self._refused.tell(sock)
