@@ -20,7 +20,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import DoorbellError
+from ..errors import DoorbellError, printable_lines
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials
 from ..log import get_logger
@@ -328,7 +328,7 @@ class Router:
             name, error = f"{_FREEDESKTOP_ERROR}.Failed", RuntimeError("internal error; the daemon's log has it")
         if self.writer is None or msg.flags & _NO_REPLY_EXPECTED:
             return
-        words = text(str(error))[:_WORDS_MAX]
+        words = text(printable_lines(str(error)))[:_WORDS_MAX]
         self.writer.write(error_return(self.next_serial(), msg.serial, msg.sender, name, words), [])
 
     def signal(self, path: str, interface: str, member: str, signature: str, body: list[Any]) -> None:

@@ -14,7 +14,9 @@ handler disarms the timer. An idle thread has none, a busy one pays a hundred si
 A write that waited is a sharer's doing. Until the end of that call the timer then strikes every 100 us, each further
 doorbell is looked at before it is written to, and when a hundred signals found us in a write the rest is given up.
 
-The signal is SIGRTMIN+8, with SA_RESTART. A thread that blocks it rings without a guard.
+The signal is taken at the first ring, with SA_RESTART: the one that `use_signal` or the environment variable
+DOORBELL_SIGNAL names, else the first from SIGRTMIN+8 on that nobody has. One that has a handler is never taken: this
+is a library, and others in the process may use signals too. A thread that blocks it rings without a guard.
 
 Invariants
 ----------
@@ -30,6 +32,7 @@ from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport uint64_t
 
 import os
+import signal
 
 cdef extern from *:
     """
@@ -40,13 +43,16 @@ cdef extern from *:
     #include <signal.h>
     #include <string.h>
     #include <sys/syscall.h>
+    #include <stdlib.h>
     #include <time.h>
     #include <unistd.h>
+    #include "signals.h"
     #ifndef sigev_notify_thread_id
     #define sigev_notify_thread_id _sigev_un._tid
     #endif
 
-    #define BELL_SIGNAL (SIGRTMIN + 8)
+    static int bell_wanted; /* 0: any */
+    static int bell_signal; /* 0: not taken yet */
     #define BELL_PERIOD_NS 10000000L
     #define BELL_AGAIN_NS 100000L
     #define BELL_STRUCK_MAX 100
@@ -94,13 +100,17 @@ cdef extern from *:
 
     static void bell_set_up(void)
     {
-        struct sigaction action;
-        memset(&action, 0, sizeof action);
-        action.sa_handler = bell_handler;
-        action.sa_flags = SA_RESTART;
-        if (sigaction(BELL_SIGNAL, &action, NULL))
-            bell_failed = errno;
-        else if (!(bell_failed = pthread_key_create(&bell_key, bell_end)))
+        const char *said = getenv("DOORBELL_SIGNAL");
+        int wanted = bell_wanted ? bell_wanted : said ? atoi(said) : 0;
+        if (wanted && (wanted < SIGRTMIN || wanted > SIGRTMAX))
+            bell_failed = EINVAL;
+        else if (wanted)
+            bell_signal = (bell_failed = signal_take_this(wanted, bell_handler, SA_RESTART)) ? 0 : wanted;
+        else if (!(bell_signal = signal_take(SIGRTMIN + 8, bell_handler, SA_RESTART)))
+            bell_failed = EBUSY;
+        if (bell_failed)
+            return;
+        if (!(bell_failed = pthread_key_create(&bell_key, bell_end)))
             bell_failed = pthread_atfork(NULL, NULL, bell_forked);
     }
 
@@ -115,7 +125,7 @@ cdef extern from *:
             struct sigevent event;
             memset(&event, 0, sizeof event);
             event.sigev_notify = SIGEV_THREAD_ID;
-            event.sigev_signo = BELL_SIGNAL;
+            event.sigev_signo = bell_signal;
             event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
             if (timer_create(CLOCK_MONOTONIC, &event, &bell_timer))
                 return errno;
@@ -167,17 +177,36 @@ cdef extern from *:
     }
 
     static int bell_is_armed(void) { return bell_armed; }
-    static int bell_signal(void) { return BELL_SIGNAL; }
+    static int bell_number(void) { return bell_signal; }
+    static void bell_want(int number) { bell_wanted = number; }
     """
     int bell_ring(int fd) nogil
     int bell_ring_next(int fd) nogil
     void bell_end_call() nogil
     int bell_is_armed() nogil
-    int bell_signal() nogil
+    int bell_number() nogil
+    void bell_want(int number) nogil
 
 
-SIGNAL = bell_signal()
-"""The signal of the guard."""
+def use_signal(int number):
+    """Use signal *number* for the guard, or (0) one that nobody has; before the first ring of the process.
+
+    If it has a handler by then, rings fail with EBUSY.
+
+    Raises:
+        ValueError: it is no real-time signal.
+        RuntimeError: there was a ring, and so there is a signal.
+    """
+    if number and not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+        raise ValueError(f"{number} is no real-time signal; use {int(signal.SIGRTMIN)} to {int(signal.SIGRTMAX)}")
+    if bell_number():
+        raise RuntimeError(f"signal {bell_number()} is in use; choose another before the first ring")
+    bell_want(number)
+
+
+def signal_in_use():
+    """Give the signal of the guard; 0 before the first ring."""
+    return bell_number()
 
 
 def armed():

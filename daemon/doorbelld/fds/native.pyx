@@ -83,7 +83,7 @@ cdef extern from "guard.h" nogil:
     void guard_disarm()
     void guard_delete()
     void settle_memory()
-    enum: GUARD_SIGNAL
+    int guard_take()
     long GUARD_PERIOD_NS
 
 cdef extern from *:
@@ -110,8 +110,8 @@ cdef struct Slot:
 
 SLOT_SIZE = sizeof(Slot)
 """Bytes of a send slot."""
-GUARD = GUARD_SIGNAL
-"""The signal of the guard: a thread that blocks it can't ring."""
+GUARD = guard_take()
+"""The signal of the guard, which nobody had: a thread that blocks it can't ring. 0: others have all real-time signals."""
 
 
 def send_messages(int sock, array.array values not None, array.array fds not None, unsigned char[::1] slot=None):

@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from ..errors import printable
 from .owned import Fd
 
 Identity = tuple[int, str, str]
@@ -225,7 +226,7 @@ def _program(pid: int) -> str:
 
 
 def _printable(raw: bytes) -> str:
-    return "".join(c if c.isprintable() else "?" for c in raw.decode(errors="replace"))[:255]
+    return printable(raw.decode(errors="replace")[:255], space="?", other="?")
 
 
 def _read(path: str) -> bytes:

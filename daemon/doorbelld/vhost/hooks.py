@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import DoorbellError, in_words, printable
+from ..errors import DoorbellError, in_words, printable, printable_lines
 from ..wire.vhost_messages import CONFIG_MAX, ProtocolFeature, VhostSetConfigType
 from .device import Device
 from .errors import DeviceFaulty
@@ -235,8 +235,9 @@ class Hooks:
         """Turn what the body raises into `DeviceFaulty`, unless it is one of *passing*."""
         try:
             yield
-        except passing:
+        except passing as error:
             self._works(what)
+            error.args = tuple(printable_lines(each) if isinstance(each, str) else each for each in error.args)
             raise
         except BaseException as error:  # SystemExit, KeyboardInterrupt and CancelledError of a hook are only its errors
             raise DeviceFaulty(self._failed(what, error)) from error

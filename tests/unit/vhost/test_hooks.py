@@ -340,6 +340,14 @@ def test_request_beyond_the_limit_of_the_device_ends_the_connection_with_the_rea
     assert "more than 1024 bytes" in backend.fault and not backend.error
 
 
+def test_text_of_an_error_that_a_device_raises_on_purpose_is_made_printable() -> None:
+    device = Echo()
+    device.refresh = raising(LimitExceeded("\x1b[2Jno\nroom\u202e"))  # type: ignore[method-assign]
+    with pytest.raises(LimitExceeded) as caught:
+        Hooks(device).refresh()
+    assert str(caught.value) == "\ufffd[2Jno\nroom\ufffd"
+
+
 def test_everything_about_a_faulty_device_can_be_described(site: DeviceSite) -> None:
     faulty = {name: raising(OSError(5, "Input/output error")) for name in ("counters", "get_config")}
     backend = site.open(type("Faulty", (Echo,), {**faulty, "feature_names": property(raising(SystemExit()))}))
