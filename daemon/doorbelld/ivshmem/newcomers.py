@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from ..fds import foreign
 from ..fds.identification import Lookup, PidFiles
 from ..fds.peercred import Credentials
 from .peer import Arrival
@@ -40,7 +41,7 @@ class Newcomers:
     def close(self) -> None:
         """Close all."""
         for sock, arrival in self._arrivals.items():
-            sock.close()
+            foreign.let_go(sock)
             if arrival is not None:
                 arrival.eventfds.close()
         self._arrivals.clear()
