@@ -35,6 +35,7 @@ from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
 from .fds import helpers, limits
 from .fds.executor import SteadyExecutor
+from .fds.foreign import CLOSER, Stuck
 from .fds.keeper import Kept, Satchel
 from .fds.ledger import NewerState
 from .host.host import Host
@@ -63,6 +64,10 @@ def _private_bus(runtime_directory: str) -> PrivateBus:
     from .bus.private import PrivateBus  # late, with ctypes and shutil, which a service does not need
 
     return PrivateBus(runtime_directory)
+
+
+def _tell_stuck(stuck: Stuck) -> None:
+    log.warning("descriptor can't be closed", uid=stuck.uid, stuck=stuck.count, reason=str(stuck))
 
 
 class Daemon:
@@ -103,6 +108,7 @@ class Daemon:
         self._keep_bus: Callable[[], asyncio.Task[None]] | None = None
         self._bus_keeper: asyncio.Task[None] | None = None
         self._exec_restart = exec_restart
+        CLOSER.report = lambda stuck: self._loop.call_soon_threadsafe(_tell_stuck, stuck)
         self._satchel = Satchel()
         """Without a store: what came back and could not be restored."""
         self._stop = asyncio.Event()
@@ -400,6 +406,9 @@ class Daemon:
 
     async def _try_to_execute_anew(self) -> None:
         """Check that a new start would work, keep everything, and execute the program anew."""
+        if stuck := CLOSER.stuck:  # execve(2) waits for every thread to end
+            log.error("not executed anew", reason=f"{stuck} closes of descriptors wait; stop and start it instead")
+            return
         if self._store is not None:
             log.error("not executed anew", reason="systemd keeps the descriptors; systemctl restart does the same")
             return

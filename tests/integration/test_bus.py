@@ -297,6 +297,7 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "ConfigurationFile",
         "DescriptorLimit",
         "DescriptorsInUse",
+        "StuckDescriptors",
         "Limits",
     }
 

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from doorbelld.fds.foreign import CLOSER, THREAD_NAME
+
 _DEADLINE = 5.0
 
 
@@ -63,6 +65,7 @@ def no_leaks() -> Iterator[None]:
     fds, threads = open_fds(), set(threading.enumerate())
     yield
     gc.collect()
+    assert CLOSER.settle()
     deadline = time.monotonic() + _DEADLINE
     while True:  # a helper thread may have a file yet to close
         after = open_fds()
@@ -74,7 +77,9 @@ def no_leaks() -> Iterator[None]:
     assert not leaked, f"leaked descriptors: {leaked}"
     assert not lost, f"descriptors that were open before are gone or lead elsewhere: {lost}"
     new = (thread for thread in threading.enumerate() if thread not in threads)
-    started = [thread for thread in new if thread.name != "doorbelld-helper"]  # which waits for more work for a while
+    started = [
+        thread for thread in new if thread.name not in ("doorbelld-helper", THREAD_NAME)
+    ]  # which waits for more work for a while
     assert not started, f"leaked threads: {started}"
 
 
@@ -85,5 +90,6 @@ def no_memory_left() -> Iterator[None]:
     before = mapped_memory()
     yield
     gc.collect()
+    assert CLOSER.settle()
     left = mapped_memory() - before
     assert not left, f"mappings that are left: {left}"

@@ -87,7 +87,9 @@ class HangingFiles:
         assert self._process.stdout.readline() == b"hangs\n"
 
     def close(self) -> None:
-        """Take it away: who waits for it gets an error."""
+        """Take it away: who waits for it gets an error. A second time does nothing."""
+        if self._process.returncode is not None:
+            return
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from .. import __version__, devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..fds import eventfd
+from ..fds.foreign import CLOSER
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials, process_name
 from ..host.host import Host
@@ -183,6 +184,11 @@ class ManagerView(View, interface=MANAGER):
     def descriptors_in_use(self) -> int:
         """Open descriptors now."""
         return self._host.descriptors_in_use()
+
+    @prop("StuckDescriptors")
+    def stuck_descriptors(self) -> int:
+        """Closes that wait."""
+        return CLOSER.stuck
 
     @prop("Limits")
     def limits(self) -> dict[str, list[int]]:

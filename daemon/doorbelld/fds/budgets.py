@@ -124,11 +124,11 @@ class Budget:
 class Account:
     """What one connection of user *uid* to the region or device *name* holds of all budgets, until `close`."""
 
-    __slots__ = ("_budgets", "_held", "_name", "_uid")
+    __slots__ = ("_budgets", "_held", "_name", "uid")
 
     def __init__(self, budgets: Budgets, uid: int, name: str) -> None:
         self._budgets = budgets
-        self._uid = uid
+        self.uid = uid
         self._name = name
         self._held: dict[str, int] = {}
 
@@ -140,7 +140,7 @@ class Account:
         """
         more = amount - self._held.get(name, 0)
         if more > 0:
-            self._budgets.check(name, self._uid, more)
+            self._budgets.check(name, self.uid, more)
         self.count(name, more)
 
     def hold_memory(self, size: int) -> None:
@@ -152,12 +152,12 @@ class Account:
     def count(self, name: str, more: int) -> None:
         """Count so much more, or less, whatever the limit is: it is there."""
         self._held[name] = self._held.get(name, 0) + more
-        self._budgets.all[name].change(self._uid, more)
+        self._budgets.all[name].change(self.uid, more)
 
     def close(self) -> None:
         """Give everything back; a second time does nothing."""
         for name, amount in self._held.items():
-            self._budgets.all[name].change(self._uid, -amount)
+            self._budgets.all[name].change(self.uid, -amount)
         self._held.clear()
 
 

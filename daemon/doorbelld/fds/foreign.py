@@ -27,6 +27,8 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -42,17 +44,20 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from .owned import Fd
 
 THREADS = 2
 """Threads that close, besides those that are stuck."""
+THREAD_NAME = "doorbelld-closer"
 STUCK_MAX = 16
 """How many stuck threads are given up and replaced."""
 PATIENCE = 3.0
 """Seconds after which a thread is stuck."""
 REPORT_PERIOD = 60.0
 """Seconds between two reports about one user."""
+T = TypeVar("T")
 _LINGER_OFF = struct.pack("ii", 0, 0)
 _EVENTFD = "anon_inode:[eventfd]"
 _F_GET_SEALS = 1034  # <linux/fcntl.h>; the fcntl module names it from Python 3.8 on, where the C library does
@@ -147,7 +152,7 @@ class Closer:
     def _start(self, target: Callable[[], None]) -> None:
         """Start a thread; where there is none to be had, the next one that is asked for does the work."""
         with contextlib.suppress(RuntimeError):
-            threading.Thread(target=target, name="closer", daemon=True).start()
+            threading.Thread(target=target, name=THREAD_NAME, daemon=True).start()
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -227,6 +232,32 @@ class ForeignFd(Fd):
     __del__ = close
 
 
+async def aside(work: Callable[[], T], uid: int | None = None) -> T:
+    """Do *work* in the closer, on account of user *uid*, and wait for it, however long it takes.
+
+    Who is cancelled meanwhile waits on: *work* uses what is theirs.
+
+    Raises:
+        Exception: what *work* raises.
+    """
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    CLOSER.call(run, uid, "an access to guest memory")
+    waiting = asyncio.wrap_future(done)
+    while True:
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if waiting.done():
+                raise
+
+
 def close(fd: int, uid: int | None = None) -> None:
     """Close *fd*, which user *uid* sent: at once if that is certainly harmless, else in the closer."""
     if is_eventfd(fd):
@@ -264,6 +295,11 @@ def hang_up(sock: socket.socket, uid: int | None = None) -> None:
     """Close a connection of user *uid*, for everybody who has a copy of it; what it has queued is closed elsewhere."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)  # from now on nothing can be queued
+    let_go(sock, uid)
+
+
+def let_go(sock: socket.socket, uid: int | None = None) -> None:
+    """Close our descriptor of a connection of user *uid*; what it has queued is closed elsewhere."""
     if sock.fileno() < 0:
         return
     if _is_empty(sock):
@@ -279,7 +315,7 @@ def stop_listening(sock: socket.socket) -> None:
     try:
         sock.shutdown(socket.SHUT_RDWR)  # from now on nobody can connect
         sock.setblocking(False)
-        sock.accept()[0].close()
+        let_go(sock.accept()[0])
     except OSError as error:
         if error.errno == errno.EINVAL:  # nobody waits
             sock.close()
@@ -288,7 +324,7 @@ def stop_listening(sock: socket.socket) -> None:
 
 
 def _is_empty(sock: socket.socket) -> bool:
-    """Tell whether nothing is in the receive queue of *sock*, which is shut down."""
+    """Tell whether nothing is in the receive queue of *sock*, which nobody adds to."""
     held = array("i", [0])
     urgent = select.poll()
     urgent.register(sock, select.POLLPRI)  # an urgent byte is not counted

@@ -5,7 +5,7 @@
 What the receiver of a message has no room for, the kernel closes in the thread that receives. So there is always room
 for as many descriptors as one message can carry, and what comes is a `ForeignFd`, which the closer closes.
 
-Where only bytes are expected, `peek` looks at them and leaves them in the queue, with the descriptors that may have come
+Where only bytes are expected, `peek` looks at them and leaves them in the queue, with descriptors that may have come
 with them: nothing is received and nothing closed, and `foreign.hang_up` has it closed with the connection.
 """
 

@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..fds import limits, listener
 from ..fds.budgets import Budgets, LimitsSpec
+from ..fds.foreign import CLOSER
 from ..fds.keeper import Keeper, Kept
 from ..fds.owned import Fd
 from ..fds.spare import Spare
@@ -525,7 +526,7 @@ class Host:
     def describe(self) -> dict[str, Any]:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         known = {
-            "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
+            "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use(), "stuck": CLOSER.stuck},
             "limits": {
                 name: {"used": used, "limit": limit, "refused": refused}
                 for name, (used, limit, refused) in self.limits().items()

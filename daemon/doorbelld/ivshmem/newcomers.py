@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from ..fds import foreign
 from ..fds.identification import Lookup, PidFiles
 from ..fds.peercred import Credentials
 from .peer import Arrival
@@ -50,7 +51,7 @@ class Newcomers:
     def close(self) -> None:
         """Close all."""
         for sock, arrival in (*self._arrivals.items(), *self.take_held()):
-            sock.close()
+            foreign.let_go(sock)
             if arrival is not None:
                 arrival.eventfds.close()
         self._arrivals.clear()

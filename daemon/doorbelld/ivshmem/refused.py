@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import socket
 
+from ..fds import foreign
 from ..wire.ivshmem import REFUSAL, encode
 
 PATIENCE = 60.0
@@ -57,8 +58,6 @@ def send_refusal(sock: socket.socket) -> None:
         sock.send(encode(REFUSAL), socket.MSG_DONTWAIT)
 
 
-def end_connection(sock: socket.socket) -> None:
-    """Close a connection for everybody who has a copy of it."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
+def end_connection(sock: socket.socket, uid: int | None = None) -> None:
+    """Close a connection of user *uid* for everybody who has a copy of it."""
+    foreign.hang_up(sock, uid)

@@ -36,8 +36,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
-from ..fds import eventfd, native
+from ..errors import AccessDenied, DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
+from ..fds import eventfd, foreign, native, scm
 from ..fds.budgets import Budgets
 from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
@@ -192,7 +192,7 @@ class Region(Ringing):
         self._newcomers.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
-            peer.sock.close()
+            foreign.let_go(peer.sock, peer.who.uid)
             peer.member.eventfds.close()
         for member in self.admission.absent.doorbells():
             member.eventfds.close()
@@ -339,12 +339,14 @@ class Region(Ringing):
             who = identify(sock)
         except OSError as error:  # it is gone already
             self._drop(arrival)
-            sock.close()
+            end_connection(sock)
             return self._refuse(f"it went away while being greeted: {error.strerror}")
         self._newcomers.look_up(sock, arrival, who, self.spec)
 
     def _judge(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, pids: PidFiles) -> None:
         try:
+            if reason := foreign.CLOSER.refusal(who.uid):
+                raise AccessDenied(reason)
             self._admit_new(sock, who, arrival, pids=pids)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
@@ -354,7 +356,7 @@ class Region(Ringing):
                 self._refused.tell(sock)
                 self._refuse(str(error))
             else:
-                self._refuse(str(error), sock)
+                self._refuse(str(error), sock)  # closes it elsewhere if something came with it
 
     def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
         return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
@@ -507,7 +509,7 @@ class Region(Ringing):
 
     def _hear(self, peer: Peer) -> None:
         try:
-            data = peer.sock.recv(4096)
+            data = scm.peek(peer.sock, 4096)  # what comes with it is never received
         except BlockingIOError:
             return
         except ConnectionResetError:  # it closed with something of ours unread
@@ -560,7 +562,7 @@ class Region(Ringing):
         if self.relay is not None:
             self.relay.forget(member, ended, absent=bool(kept_by))
         self.accounts.closed(peer, ended, self.peers)
-        end_connection(peer.sock)
+        end_connection(peer.sock, peer.who.uid)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         if not kept_by:

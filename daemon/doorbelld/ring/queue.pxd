@@ -45,6 +45,7 @@ cdef class VirtQueue:
     cdef bint check_memory(self) noexcept nogil
 
     cdef bint _signal(self) except -1
+    cdef int _keep_call(self) except -2
     cdef int _check_owner(self) except -1
     cdef int _check_unwatched(self) except -1
     cdef int _check_stopped(self, what) except -1

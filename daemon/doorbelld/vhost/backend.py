@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
-from ..fds import helpers
+from ..fds import foreign, helpers
 from ..fds.budgets import Account, Budgets
 from ..fds.helpers import HelperTimeout
 from ..fds.identification import look_up
@@ -225,7 +225,7 @@ class Backend:
             if self._listener is not None:
                 self._listener.close()
             if self._next is not None:
-                self._next.close()
+                foreign.hang_up(self._next)
                 self._next = None
             self._fail(reason, broken=False)
             self._woken.set()
@@ -357,7 +357,10 @@ class Backend:
             NoSuchQueue: naming those that there are.
         """
         queue = self._engine.queues[self._check(index)]
-        return look(queue, self.session is not None and self.session.rings[index].enabled)
+        session = self.session
+        return look(
+            queue, session is not None and session.rings[index].enabled, session is None or not session.any_memory
+        )
 
     def queues(self) -> list[QueueState]:
         """Look at all queues."""
@@ -444,7 +447,7 @@ class Backend:
         overdue = timeout and silent is not None and silent >= timeout
         if (self._ending or overdue or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
             if self._next is not None:
-                self._next.close()
+                foreign.hang_up(self._next)
             self._next = sock
             if overdue:
                 self._fail(f"it said nothing for {timeout:g} s, and another one came (silence-timeout)", broken=False)
@@ -458,7 +461,7 @@ class Backend:
     def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool = False) -> None:
         """Refuse a front-end that connected."""
         if sock is not None:
-            sock.close()
+            foreign.hang_up(sock)
         self._blame(f"a front-end was refused: {reason}")
         self._emit(FrontendRefused(self, reason))
 
@@ -508,6 +511,8 @@ class Backend:
             rules = self.spec.peer
             self.who, pids = await look_up(sock, identify(sock), pid_files(rule.match for rule in rules))
             admit(self.name, rules, self.who, pids)
+            if reason := foreign.CLOSER.refusal(self.who.uid):
+                raise AccessDenied(reason)
             self._account = Account(self._budgets, self.who.uid, self.name)
             self._account.hold("connections", 1)
         except (OSError, AccessDenied, LimitExceeded) as error:  # it is gone already, or may not be here
@@ -515,12 +520,12 @@ class Backend:
             if isinstance(error, DoorbellError):
                 self._turn_away(str(error), sock)
             else:
-                sock.close()
+                foreign.hang_up(sock)
                 self._emit(FrontendRefused(self, f"it went away while being greeted: {error.strerror}"))
             self._serve_next("")
             return
-        self.session = session = Session(self._engine, self._loop, self, self._account)
-        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
+        self.session = session = Session(self._engine, self._loop, self, self._account, self.spec.memory == "any")
+        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end, self.who.uid)
         self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
         self._hooks.forget_handler()

@@ -19,7 +19,7 @@ from ..errors import DoorbellError, InvalidOptions, Problem, in_words
 from ..fds import helpers
 from ..fds.helpers import HelperTimeout
 from ..fds.listener import PATH_MAX, group_id, user_id
-from ..options import boolean, duration, integer, mode, option, parse, path, text
+from ..options import boolean, choice, duration, integer, mode, option, parse, path, text
 from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
 from .device import QUEUE_SIZE_MAX, QUEUES_MAX, Device
@@ -54,6 +54,8 @@ class DeviceSpec:
     """Seconds for which a front-end that says nothing keeps others away; 0: for ever."""
     inband: bool = option(boolean, default=False, frozen=_TOLD)
     """Whether INBAND_NOTIFICATIONS is offered: QEMU accepts it without being able to do it, User-Mode Linux can."""
+    memory: str = option(choice("shared", "any"), default="shared")
+    """What guest memory may be: files of shmem and hugetlbfs only, or of any file system."""
     peer: tuple[FrontendRule, ...] = option(parse_rules, default=())
 
     def check(self, prefix: str) -> list[Problem]:
@@ -177,6 +179,7 @@ class DeviceSpec:
             "poll-us": self.poll_us,
             "silence-timeout": self.silence_timeout,
             "inband": self.inband,
+            "memory": self.memory,
         }
         given = {"queues": self.queues, "queue-size": self.queue_size}
         return {**options, **{key: value for key, value in given.items() if value is not None}}

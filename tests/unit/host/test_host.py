@@ -232,7 +232,7 @@ async def test_with_no_descriptor_left_to_count_with_all_are_in_use(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(limits, "in_use", fail)
-    assert host.describe()["descriptors"] == {"limit": 4096, "in-use": 4096}
+    assert host.describe()["descriptors"] == {"limit": 4096, "in-use": 4096, "stuck": 0}
 
 
 async def test_closing_ends_every_peer(host: Host, heard: Heard) -> None:

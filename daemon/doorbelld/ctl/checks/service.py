@@ -133,6 +133,9 @@ def descriptors(view: View) -> Iterator[Finding]:
     if used > _NEARLY_ALL * limit:
         yield wrong(f"{used} of {limit} are in use: soon nobody can connect", cure)
         return
+    if stuck := view.known["descriptors"].get("stuck"):
+        words = f"{stuck} that somebody sent can't be closed, and that user is refused meanwhile"
+        yield wrong(words, "end what the closes wait for (a FUSE server that hangs); the log names the user")
     need = limits.RESERVE + sum(_cost(region) for region in view.regions.values())
     need += sum(_DEVICE_COST + _QUEUE_COST * len(device["queues"]) for device in view.devices.values())
     if need > limit:
