@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from ..errors import LimitExceeded
+from ..fds import eventfd
 from ..fds.budgets import Account, Budgets, narrow
+from ..fds.owned import FdSet
 from .peer import Peer
 from .relay import Pair, Relay
 from .roster import Member
@@ -77,3 +80,15 @@ class Accounts:
 
 def _later(pair: Pair) -> Member:
     return max(pair.sender, pair.target, key=lambda member: member.seq)
+
+
+def doorbells(vectors: int, budgets: Budgets | None = None) -> FdSet:
+    """Make the doorbells of a peer; of a newcomer, to whom *budgets* apply, if they are given.
+
+    Raises:
+        LimitExceeded: there are not enough descriptors.
+    """
+    try:
+        return eventfd.make(vectors) if budgets is None else budgets.for_newcomer(eventfd.make(vectors))
+    except OSError as error:
+        raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error

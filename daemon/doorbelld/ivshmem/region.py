@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import AccessDenied, DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
-from ..fds import eventfd, foreign, native, scm
+from ..fds import foreign, native, scm
 from ..fds.budgets import Budgets
 from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
@@ -51,6 +51,7 @@ from ..fds.vault import Vault
 from . import memory
 from .absent import AbsentPeer
 from .accounts import Accounts
+from .accounts import doorbells as _doorbells
 from .admission import CLOSED, Admission
 from .clearing import Clearing
 from .courier import Courier
@@ -715,10 +716,3 @@ class Region(Ringing):
         if not self.clearing.busy:
             self._door.open()
         self._courier.wake(self.peers.values())
-
-
-def _doorbells(vectors: int, budgets: Budgets | None = None) -> FdSet:
-    try:
-        return eventfd.make(vectors) if budgets is None else budgets.for_newcomer(eventfd.make(vectors))
-    except OSError as error:
-        raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error
