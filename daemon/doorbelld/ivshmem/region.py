@@ -465,11 +465,7 @@ class Region(Ringing):
     def enter(
         self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
     ) -> Peer:
-        """Make *member* a peer that is connected by *sock*, both of which are taken over.
-
-        Raises:
-            LimitExceeded: the kernel watches no more descriptors for us; nothing changed, nothing is taken over.
-        """
+        """Make *member* a peer on *sock*, both taken over; LimitExceeded, and neither is, where no watch is left."""
         bells = None if self.relay is None else partial(self.relay.bells, member)
         told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
