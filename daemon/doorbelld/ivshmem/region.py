@@ -357,7 +357,7 @@ class Region(Ringing):
                 self._refused.tell(sock)
                 self._refuse(str(error))
             else:
-                self._refuse(str(error), sock)  # closes it elsewhere if something came with it
+                self._refuse(str(error), sock)
 
     def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
         return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
@@ -512,12 +512,8 @@ class Region(Ringing):
         except ConnectionResetError:  # it closed with something of ours unread
             data = b""
         except OSError as error:
-            self.remove(peer, f"its connection broke: {error.strerror}")
-            return
-        if data:
-            self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
-        else:
-            self.remove(peer, CLOSED)
+            return self.remove(peer, f"its connection broke: {error.strerror}")
+        self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends" if data else CLOSED)
 
     def remove(self, peer: Peer, reason: str, lost: bool = False) -> None:
         """End a peer's connection, if it has not ended, and tell the others that it left.
