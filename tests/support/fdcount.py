@@ -20,7 +20,8 @@ _DEADLINE = 5.0
 
 
 def open_fds() -> dict[int, str]:
-    """Map each open descriptor to what it leads to."""
+    """Map each open descriptor to what it leads to, once those are closed that are to be closed."""
+    CLOSER.settle()
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -31,7 +32,8 @@ def open_fds() -> dict[int, str]:
 
 
 def mapped_memory() -> Counter[str]:
-    """Count mappings of files in memory, by the file."""
+    """Count mappings of files in memory, by the file, once those are gone that are to go."""
+    CLOSER.settle()
     with open("/proc/self/maps") as maps:
         rows = [line.split(None, 5) for line in maps]
     return Counter(f"{row[5].rstrip()} {row[4]}" for row in rows if row[5:] and row[5].startswith("/memfd:"))
@@ -65,7 +67,6 @@ def no_leaks() -> Iterator[None]:
     fds, threads = open_fds(), set(threading.enumerate())
     yield
     gc.collect()
-    assert CLOSER.settle()
     deadline = time.monotonic() + _DEADLINE
     while True:  # a helper thread may have a file yet to close
         after = open_fds()
@@ -90,6 +91,5 @@ def no_memory_left() -> Iterator[None]:
     before = mapped_memory()
     yield
     gc.collect()
-    assert CLOSER.settle()
     left = mapped_memory() - before
     assert not left, f"mappings that are left: {left}"

@@ -346,7 +346,7 @@ async def test_an_error_with_what_no_string_takes(bench: Bench, monkeypatch: pyt
         raise ImageUnavailable("a\0b\udc80")
 
     monkeypatch.setattr(Device, "refresh", refresh)
-    assert await bench.error(LOOP, DEVICE, "Refresh") == (OURS + "ImageUnavailable", "a\ufffdb?")
+    assert await bench.error(LOOP, DEVICE, "Refresh") == (OURS + "ImageUnavailable", "a\ufffdb\ufffd")
 
 
 async def test_a_stranger_may_look_but_not_touch(bench: Bench) -> None:
