@@ -92,7 +92,8 @@ clean: ## Remove everything that was made here.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(STAMP) ## Install below DESTDIR= (default: this system), with all dependencies in a folder of our own.
-	packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)" $(if $(INTERPRETER),"$(INTERPRETER)")
+	@mkdir -p build  # two builds in one tree, as tests that run at the same time make them, would break each other
+	flock build/setup.lock packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)" $(if $(INTERPRETER),"$(INTERPRETER)")
 
 uninstall: ## Remove what 'make install' put there, but for the configuration.
 	packaging/uninstall "$(DESTDIR)" "$(PREFIX)"

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import stat
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +26,7 @@ from support.needs import require
 
 SIZE = 1 << 20
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS, RELEASE = 1, 2, 3, 4, 14, 15, 16, 17, 18
-FLUSH, INIT, OPENDIR, RELEASEDIR, GETLK, SETLK, INTERRUPT, BATCH_FORGET = 25, 26, 27, 29, 31, 32, 36, 42
-FALLOCATE = 43
-SECOND_READ = 1000
+FLUSH, INIT, OPENDIR, RELEASEDIR, SETLK, INTERRUPT, BATCH_FORGET = 25, 26, 27, 29, 32, 36, 42
 OPERATIONS = {
     "LOOKUP": LOOKUP,
     "GETATTR": GETATTR,
@@ -41,21 +37,13 @@ OPERATIONS = {
     "STATFS": STATFS,
     "FLUSH": FLUSH,
     "SETLK": SETLK,
-    "FALLOCATE": FALLOCATE,
-    "SECOND_READ": SECOND_READ,
 }
-"""What it can be told to hang in: *open* hangs in LOOKUP or OPEN, *stat* in GETATTR, *close* in FLUSH.
-
-With SECOND_READ the first READ fails, and no later one is answered. A page fault that has to read twice holds the mmap
-lock the second time.
-"""
+"""What it can be told to hang in: *open* hangs in LOOKUP or OPEN, *stat* in GETATTR, *close* in FLUSH."""
 _SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 _REQUEST = struct.Struct("<IIQQIIIHH")
 _ANSWER = struct.Struct("<IiQ")
 _BUFFER = (1 << 20) + 4096
 _DETACH = 2
-_POSIX_LOCKS = 1 << 1
-"""Flag of INIT: locks are asked of the server."""
 _ROOT = 1
 
 
@@ -68,7 +56,6 @@ class HangingFiles:
         self.directory = directory
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang)],
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
@@ -79,22 +66,10 @@ class HangingFiles:
         """Name a file of it."""
         return str(self.directory / name)
 
-    def hang(self, name: str) -> None:
-        """Give no answer to requests of that kind from now on."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(b"%d\n" % OPERATIONS[name])
-        self._process.stdin.flush()
-        assert self._process.stdout.readline() == b"hangs\n"
-
     def close(self) -> None:
-        """Take it away: who waits for it gets an error. A second time does nothing."""
-        if self._process.returncode is not None:
-            return
+        """Take it away: who waits for it gets an error."""
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self._process.communicate()
         _libc().umount2(os.fsencode(self.directory), _DETACH)
 
     def __enter__(self) -> HangingFiles:
@@ -129,37 +104,21 @@ _ANSWERS: dict[int, Callable[[int, bytes], bytes]] = {
     WRITE: lambda node, body: struct.pack("<II", struct.unpack_from("<QQI", body)[2], 0),
     STATFS: lambda node, body: struct.pack("<5Q4I24x", 1 << 20, 1 << 19, 1 << 19, 1 << 10, 1 << 9, 4096, 255, 4096, 0),
     FLUSH: lambda node, body: b"",
-    GETLK: lambda node, body: struct.pack("<QQII", 0, 0, fcntl.F_UNLCK, 0),
     SETLK: lambda node, body: b"",
-    FALLOCATE: lambda node, body: b"",
     RELEASE: lambda node, body: b"",
     RELEASEDIR: lambda node, body: b"",
 }
 
 
-def _serve(device: int, hang: set[int]) -> None:
-    reads = 0
+def _serve(device: int, hang: frozenset[int]) -> None:
     while True:
         request = os.read(device, _BUFFER)
         _, operation, unique, node, *_ = _REQUEST.unpack_from(request)
         if operation in hang or operation in _SILENT:
             continue
-        if operation == READ and SECOND_READ in hang:
-            reads += 1
-            if reads == 1:
-                os.write(device, _ANSWER.pack(_ANSWER.size, -errno.EIO, unique))
-            continue
         answer = _ANSWERS.get(operation)
         body = answer(node, request[_REQUEST.size :]) if answer else b""
-        if operation == INIT and SETLK in hang:
-            body = body[:12] + struct.pack("<I", _POSIX_LOCKS) + body[16:]
         os.write(device, _ANSWER.pack(_ANSWER.size + len(body), 0 if answer else -errno.ENOSYS, unique) + body)
-
-
-def _take_orders(hang: set[int]) -> None:
-    for line in sys.stdin:
-        hang.add(int(line))
-        print("hangs", flush=True)
 
 
 def _main() -> None:
@@ -169,9 +128,7 @@ def _main() -> None:
     if _libc().mount(b"fuse", os.fsencode(directory), b"fuse", 0, options.encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
     print("mounted", flush=True)
-    hanging = set(map(int, hang))
-    threading.Thread(target=_take_orders, args=(hanging,), daemon=True).start()
-    _serve(device, hanging)
+    _serve(device, frozenset(map(int, hang)))
 
 
 if __name__ == "__main__":
