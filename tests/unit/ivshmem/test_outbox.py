@@ -148,7 +148,9 @@ class Reconciliation(RuleBasedStateMachine):
         own = peer.client.own
         peer.outbox.abandon()
         for other in self.peers.values():
-            known = bool(other.client.view.get(own.id)) and self.knows(other, own)
+            # an owner that is back has the doorbells that it had: who is still owed its leave knows the earlier one
+            owed = own.id in other.outbox.export()["leaves"]
+            known = not owed and bool(other.client.view.get(own.id)) and self.knows(other, own)
             kept = own.id in other.outbox.kept
             left = other.outbox.leave(own)
             if not known or kept:
