@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 RUN := $(CURDIR)/run
 STAMP := $(VENV)/.doorbelld
 GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py returning_peers.py qemu_devices.py qemu_limits.py libvirt.py uml.py libblkio.py)
+# two builds in one tree, "make run" in one terminal and "make test" in another say, would break each other
+ALONE := mkdir -p build && flock build/setup.lock
 # a process for each CPU; tests/conftest.py says which tests stay together, and in which order they start
 PYTEST := $(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
@@ -33,8 +35,7 @@ $(STAMP): pyproject.toml setup.py $(NATIVE)
 	@touch $@
 else
 $(STAMP): pyproject.toml setup.py $(NATIVE)
-	@mkdir -p build  # "make run" in one terminal and "make test" in another: the second one waits for the first
-	@flock build/setup.lock $(MAKE) --no-print-directory SETTING_UP=1 $@
+	@$(ALONE) $(MAKE) --no-print-directory SETTING_UP=1 $@
 endif
 
 setup: $(STAMP) ## Make the virtual environment and build the native module.
@@ -81,10 +82,10 @@ lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/reuse lint --lines
 
 build: $(STAMP) ## Build a wheel into dist/.
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(ALONE) $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 debug: $(STAMP) ## Rebuild the native module with line tracing, assertions and no optimisation.
-	DOORBELLD_DEBUG=1 $(BIN)/pip install --quiet --force-reinstall --no-deps --editable .
+	$(ALONE) env DOORBELLD_DEBUG=1 $(BIN)/pip install --quiet --force-reinstall --no-deps --editable .
 
 clean: ## Remove everything that was made here.
 	rm -rf $(VENV) build dist run daemon/*.egg-info
@@ -92,8 +93,7 @@ clean: ## Remove everything that was made here.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 install: $(STAMP) ## Install below DESTDIR= (default: this system), with all dependencies in a folder of our own.
-	@mkdir -p build  # two builds in one tree, as tests that run at the same time make them, would break each other
-	flock build/setup.lock packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)" $(if $(INTERPRETER),"$(INTERPRETER)")
+	$(ALONE) packaging/install "$(BIN)/python" "$(DESTDIR)" "$(PREFIX)" $(if $(INTERPRETER),"$(INTERPRETER)")
 
 uninstall: ## Remove what 'make install' put there, but for the configuration.
 	packaging/uninstall "$(DESTDIR)" "$(PREFIX)"
