@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from blk import SMALL, images
+from blk import SMALL, images, table
 from join_storm import storm
 from startup import started
 from support import (
@@ -23,7 +22,6 @@ from support import (
     BUS_NAME,
     REGION_PATH,
     Daemon,
-    Malfunction,
     Options,
     Report,
     Row,
@@ -32,6 +30,7 @@ from support import (
     column,
     main,
     measure,
+    output,
     peers,
     private_bus,
     two_cpus,
@@ -45,35 +44,28 @@ DEPTH = 32
 
 def daemon_of(commit: str) -> Path:
     """Give the doorbelld of *commit*, which is built if it is not there yet."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise Malfunction(f"no commit {commit}: {done.stderr.strip()}")
-    tree = BUILD.parent / "before" / done.stdout.strip()[:12]
+    name = output(["git", "-C", str(ROOT), "rev-parse", "--verify", f"{commit}^{{commit}}"]).strip()
+    tree = BUILD.parent / "before" / name[:12]
     program = tree / ".venv" / "bin" / "doorbelld"
     if not program.exists():
         print(f"building {tree.name} ...", file=sys.stderr)
         tree.mkdir(parents=True, exist_ok=True)
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-        subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
-        pip = tree / ".venv" / "bin" / "pip"
-        subprocess.run([sys.executable, "-m", "venv", tree / ".venv"], check=True)
-        subprocess.run([pip, "install", "--quiet", "--editable", f"{tree}[fast]"], check=True)
+        output(["sh", "-c", 'git -C "$0" archive "$1" | tar -x -C "$2"', str(ROOT), name, str(tree)])
+        output([sys.executable, "-m", "venv", str(tree / ".venv")])
+        output([str(program.with_name("pip")), "install", "--quiet", "--editable", f"{tree}[fast]"])
     return program
 
 
 @contextlib.contextmanager
 def disk(options: Options, image: Path, cpu: int) -> Iterator[Server]:
     """Run a daemon with a disk."""
-    table = f'type = "blk"\npath = "{image}"\nread-only = true\nqueues = 1'
-    with private_bus() as bus, options.daemon.start(bus, cpu=cpu, devices={"disk": table}) as server:
+    with private_bus() as bus, options.daemon.start(bus, cpu=cpu, devices={"disk": table(image)}) as server:
         yield server
 
 
-def benchmark(options: Options, report: Report, other: Path) -> None:
+def benchmark(options: Options, report: Report, commit: str) -> None:
     """A storm of joins, calls of Notify, a disk, and the start."""
-    sides = {"ours": options, "before": replace(options, daemon=Daemon(other))}
+    sides = {"ours": options, "before": replace(options, daemon=Daemon(daemon_of(commit)))}
     here, there = two_cpus()
 
     def add(what: str, unit: str, found: dict[str, list[dict[str, float]]], key: str) -> None:
@@ -128,5 +120,4 @@ def benchmark(options: Options, report: Report, other: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: bench/before.py COMMIT [--rounds N] [--quick] [--daemon PATH]")
-    against = daemon_of(sys.argv.pop(1))
-    main("before", functools.partial(benchmark, other=against), rounds=5)
+    main("before", functools.partial(benchmark, commit=sys.argv.pop(1)), rounds=5)

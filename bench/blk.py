@@ -96,6 +96,11 @@ class Server:
         return time.clock_gettime(~self.pid << 3 | 2)  # the clock that clock_getcpuclockid(3) gives: all threads
 
 
+def table(image: Path) -> str:
+    """Give the configuration of a disk of the daemon's."""
+    return f'type = "blk"\npath = "{image}"\nread-only = true\nqueues = 1'
+
+
 @contextlib.contextmanager
 def ours(image: Path, place: Path, cpu: int, cache: str) -> Iterator[Server]:
     """Serve *image*."""

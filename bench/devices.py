@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from blk import SMALL, images
+from blk import SMALL, images, table
 from support import (
     BUS_NAME,
     ROOT_PATH,
@@ -91,11 +91,10 @@ class Site:
 @contextlib.contextmanager
 def site(options: Options, image: Path, cpu: int) -> Iterator[Site]:
     """Run a daemon with that many disks, all of the same image, and one peer to ring."""
-    table = f'type = "blk"\npath = "{image}"\nread-only = true\nqueues = 1'
     names = [f"disk{number}" for number in range(DEVICES)]
     with (
         private_bus() as bus,
-        options.daemon.start(bus, cpu=cpu, devices=dict.fromkeys(names, table)) as server,
+        options.daemon.start(bus, cpu=cpu, devices=dict.fromkeys(names, table(image))) as server,
         peers(server.socket, 1),
     ):
         yield Site(bus, server, [server.device(name) for name in names])

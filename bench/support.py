@@ -72,8 +72,8 @@ def build() -> None:
         if binary.exists() and binary.stat().st_mtime > newest:
             continue
         systemd = ["pkg-config", "--cflags", "--libs", "libsystemd"]
-        flags = shlex.split(_output(systemd)) if source.stem.startswith("sdbus") else []
-        _output(["cc", "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(binary), str(source), *flags])
+        flags = shlex.split(output(systemd)) if source.stem.startswith("sdbus") else []
+        output(["cc", "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(binary), str(source), *flags])
 
 
 def program(name: str) -> Path:
@@ -83,7 +83,7 @@ def program(name: str) -> Path:
 
 def measure(name: str, *arguments: object, cpu: int | None = None) -> dict[str, float]:
     """Run a C program to its end, on one CPU if told, and return the JSON that it prints."""
-    numbers: dict[str, float] = json.loads(_output([*on_cpu(cpu), str(program(name)), *map(str, arguments)]))
+    numbers: dict[str, float] = json.loads(output([*on_cpu(cpu), str(program(name)), *map(str, arguments)]))
     return numbers
 
 
@@ -93,7 +93,7 @@ def drive(
     """Keep a device of any type busy with requests of so many bytes, and return the numbers of ``drive_device.py``."""
     arguments = map(str, (socket, readable, writable, depth, seconds))
     script = ROOT / "bench" / "drive_device.py"
-    numbers: dict[str, float] = json.loads(_output([*on_cpu(cpu), sys.executable, str(script), *arguments]))
+    numbers: dict[str, float] = json.loads(output([*on_cpu(cpu), sys.executable, str(script), *arguments]))
     return numbers
 
 
@@ -110,7 +110,8 @@ def on_cpu(cpu: int | None) -> list[str]:
     return [] if cpu is None else ["taskset", "-c", str(cpu)]
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
+    """Run a program to its end and give what it printed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Malfunction(f"{shlex.join(command)}: {done.stderr.strip() or done.returncode}")
