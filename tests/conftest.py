@@ -46,14 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     That is a module, and all of tests/system: its machine takes two minutes to set up.
     """
     tests = Path(__file__).parent
-    order = ["system", "integration", "unit"]
-
-    def place(item: pytest.Item) -> str:
-        return item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else "unit"
-
-    items.sort(key=lambda item: order.index(place(item)))
+    first = [tests / "system", tests / "integration", tests]
+    order = {item: next((n for n, of in enumerate(first) if of in item.path.parents), len(first)) for item in items}
+    items.sort(key=order.__getitem__)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("system" if place(item) == "system" else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("system" if order[item] == 0 else str(item.path)))
 
 
 def pytest_collection_finish() -> None:
