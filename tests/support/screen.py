@@ -165,11 +165,6 @@ class Session:
     def __enter__(self) -> Session:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.rows, self.screen.columns, 0, 0))
-        # After it has sent the signal of Ctrl-C the kernel throws away what is to be shown (n_tty.c, isig()): on a busy
-        # machine that is the program's answer to the signal.
-        modes = termios.tcgetattr(theirs)
-        modes[3] |= termios.NOFLSH
-        termios.tcsetattr(theirs, termios.TCSANOW, modes)
         self.modes = termios.tcgetattr(theirs)
         self._theirs = theirs
         self.process = subprocess.Popen(
