@@ -30,6 +30,7 @@ from doorbelld.ctl.app import SECTIONS
 from doorbelld.ctl.completion import PROGRAMS
 from support.busctl import NOBODY, Busctl, without_rights
 from support.daemon import BIN, DEADLINE, Daemon
+from support.fuse import HangingFiles
 from support.rawclient import RawClient
 from support.surroundings import ctl_elsewhere
 
@@ -862,3 +863,12 @@ def test_it_starts_without_what_it_does_not_need() -> None:
     code = "import sys, doorbelld.ctl.app; print([m for m in ('asyncio', 'rich', 'dbus_fast', 'dbus_next', 'structlog')"
     done = subprocess.run([sys.executable, "-c", f"{code} if m in sys.modules])"], capture_output=True, check=True)
     assert done.stdout == b"[]\n"
+
+
+def test_doctor_goes_on_beside_a_file_system_whose_server_is_gone(ctl: Ctl, daemon: Daemon) -> None:
+    with HangingFiles(daemon.runtime / "gone") as files:
+        files.end_server()
+        with pytest.raises(OSError, match="Transport endpoint is not connected"):
+            os.stat(files.path())
+        findings = json.loads(ctl.run("doctor", "--json").stdout)["findings"]
+    assert "stale sockets" in {finding["check"] for finding in findings}

@@ -9,6 +9,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
+
+
+def _path() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
 
 
 def run_python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -24,6 +29,17 @@ def run_python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[st
         env={
             **os.environ,
             "ASAN_OPTIONS": options,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+            **_path(),
         },
+    )
+
+
+def start_module(name: str, *arguments: str, **popen: Any) -> subprocess.Popen[Any]:
+    """Start the module *name* as a program, which may import `doorbelld` and `support`, with pipes at both ends."""
+    return subprocess.Popen(
+        [sys.executable, "-m", name, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **_path()},
+        **popen,
     )

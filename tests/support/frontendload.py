@@ -19,13 +19,14 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from doorbelld.ring.driver import DriverQueue
 from doorbelld.vhost.frontend import Frontend
+
+from support.apart import start_module
 
 PATIENCE = 20.0
 SECTOR = 512
@@ -166,13 +167,7 @@ class Nursery:
     """Where front-ends come from, one after the other; the `with` block ends the last one."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.frontendload"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,
-        )
+        self._process = start_module("support.frontendload", start_new_session=True)
         self._rest = b""
         self.pid = 0
 

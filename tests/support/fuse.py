@@ -17,11 +17,11 @@ import errno
 import os
 import stat
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from support.apart import start_module
 from support.needs import require
 
 SIZE = 1 << 20
@@ -52,13 +52,9 @@ class HangingFiles:
 
     def __init__(self, directory: Path, *hang: str) -> None:
         require("/dev/fuse", "a kernel with FUSE")
-        directory.mkdir(exist_ok=True)
+        directory.mkdir()
         self.directory = directory
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        self._process = start_module("support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang))
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"mounted\n", "FUSE could not be mounted"
 
@@ -66,11 +62,16 @@ class HangingFiles:
         """Name a file of it."""
         return str(self.directory / name)
 
-    def close(self) -> None:
-        """Take it away: who waits for it gets an error."""
+    def end_server(self) -> None:
+        """Leave a mount whose server is gone: who waits for it, or touches it from now on, gets an error."""
         self._process.kill()
         self._process.communicate()
+
+    def close(self) -> None:
+        """Take it away, and its directory."""
+        self.end_server()
         _libc().umount2(os.fsencode(self.directory), _DETACH)
+        self.directory.rmdir()
 
     def __enter__(self) -> HangingFiles:
         return self

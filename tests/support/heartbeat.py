@@ -20,7 +20,6 @@ import json
 import os
 import re
 import select
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from support.apart import start_module
 from support.daemon import Daemon
 from support.dbusclient import Client, until
 from support.rawclient import RawClient
@@ -76,25 +76,32 @@ class Footprint:
         )
 
 
-class Heartbeat:
+class _Process:
+    """This module as a process of its own, which prints lines; `kill` ends it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = start_module("support.heartbeat", *arguments, text=True)
+
+    def line(self, seconds: float = DEADLINE) -> str:
+        """Give the next line that it prints; AssertionError if none comes."""
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], seconds)[0], f"process {self.process.pid} hangs"
+        line = self.process.stdout.readline()
+        assert line, f"process {self.process.pid} ended with {self.process.wait()}"
+        return str(line).rstrip("\n")
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        self.process.kill()
+        self.process.communicate()
+
+
+class Heartbeat(_Process):
     """The process that beats at one daemon; it has begun once this is made."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "support.heartbeat",
-                str(daemon.socket("beaten")),
-                daemon.bus,
-                str(daemon.socket("beaten-rng")),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert self._line() == "beating\n"
+        super().__init__(str(daemon.socket("beaten")), daemon.bus, str(daemon.socket("beaten-rng")))
+        assert self.line() == "beating"
 
     def stop(self) -> dict[str, list[float]]:
         """End it: how long each beat took, by what it did, in seconds.
@@ -102,23 +109,13 @@ class Heartbeat:
         Raises:
             AssertionError: a beat failed, or never came to an end.
         """
-        assert self._process.stdin is not None
-        self._process.stdin.write("stop\n")
-        self._process.stdin.flush()
-        found = json.loads(self._line())
+        assert self.process.stdin is not None
+        self.process.stdin.write("stop\n")
+        self.process.stdin.flush()
+        found = json.loads(self.line())
         assert "failed" not in found, f"a heartbeat failed: {found['failed']}"
-        assert self._process.wait(DEADLINE) == 0
+        assert self.process.wait(DEADLINE) == 0
         return dict(found)
-
-    def kill(self) -> None:
-        """End it whatever it does."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        assert select.select([self._process.stdout], [], [], DEADLINE)[0], "a heartbeat hangs"
-        return self._process.stdout.readline()
 
 
 class Watched:
@@ -155,10 +152,10 @@ def watched(directory: Path, config: str = "", *, threads: int = 6, **options: A
             (directory / name).chmod(0o755)
             both.append(stack.enter_context(Daemon(directory / name, config + _BEATEN, **options)))
         attacked, other = both
+        site = Watched(attacked, other)  # it is measured before the first newcomer: nothing is under way
         hearts = [Heartbeat(attacked), Heartbeat(other)]
         for heart in hearts:
             stack.callback(heart.kill)
-        site = Watched(attacked, other)
         yield site
         assert attacked.alive, attacked.log
         beats, others = (heart.stop() for heart in hearts)
@@ -177,41 +174,18 @@ def compare(beats: dict[str, list[float]], others: dict[str, list[float]], attac
         )
 
 
-class Attack:
+class Attack(_Process):
     """A function at the top level of a test module, called in a process of its own; it has begun once this is made.
 
     *function* is called with *arguments* (what JSON can say) as user *uid*, prints a line once what it does is under
-    way, and is killed at the end of the ``with`` block. `line` gives further lines that it prints.
+    way, which is in ``first``, and is killed at the end of the ``with`` block. `line` gives further lines.
     """
 
     def __init__(self, function: Callable[..., object], *arguments: Any, uid: int | None = None) -> None:
-        order = {
-            "file": inspect.getsourcefile(function),
-            "function": function.__name__,
-            "arguments": arguments,
-            "uid": uid,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "support.heartbeat", "attack", json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        file = inspect.getsourcefile(function)
+        order = {"file": file, "function": function.__name__, "arguments": arguments, "uid": uid}
+        super().__init__("attack", json.dumps(order))
         self.first = self.line()
-
-    def line(self, seconds: float = DEADLINE) -> str:
-        """Give the next line that it prints; AssertionError if none comes."""
-        assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], seconds)[0], "the attacker hangs"
-        line = self.process.stdout.readline()
-        assert line, f"the attacker ended with {self.process.wait()}"
-        return line.rstrip("\n")
-
-    def kill(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.communicate()
 
     def __enter__(self) -> Attack:
         return self
