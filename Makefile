@@ -15,7 +15,7 @@ GUESTS := $(addprefix tests/integration/test_,guest.py everybody.py returning_pe
 # two builds in one tree, "make run" in one terminal and "make test" in another say, would break each other
 ALONE := mkdir -p build && flock build/setup.lock
 # a process for each CPU; tests/conftest.py says which tests stay together, and in which order they start
-PYTEST := $(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 NATIVE := $(shell find daemon -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .DEFAULT_GOAL := help

@@ -10,11 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 from support import surroundings
 from support.guest.qemu import QEMUS, Qemu
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 HOME = pytest.StashKey[Path]()
 
@@ -41,16 +43,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, and keep together what shares fixtures, where several processes share the tests.
-
-    That is a module, and all of tests/system: its machine takes two minutes to set up.
-    """
+    """Begin with what takes longest."""
     tests = Path(__file__).parent
     first = [tests / "system", tests / "integration", tests]
     order = {item: next((n for n, of in enumerate(first) if of in item.path.parents), len(first)) for item in items}
     items.sort(key=order.__getitem__)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("system" if order[item] == 0 else str(item.path)))
+
+
+class BySharedFixtures(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """Keep together what shares fixtures, where several processes share the tests.
+
+    That is a module, and all of tests/system: its machine takes two minutes to set up.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/system" if nodeid.startswith("tests/system/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> BySharedFixtures:
+    """Choose how pytest-xdist shares the tests; its `loadgroup` does not work with pytest 9.2."""
+    return BySharedFixtures(config, log)
 
 
 def pytest_collection_finish() -> None:

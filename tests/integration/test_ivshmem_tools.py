@@ -17,7 +17,7 @@ import pytest
 from support.daemon import DEADLINE
 from support.guest.qemu import IdleQemu, Qemu
 from support.ivshmemtools import CLIENT, SERVER, Background, Foreground, Piped, run, shared_name
-from support.otherserver import OtherServer
+from support.otherserver import OtherServer, message, play
 from support.rawclient import RawClient
 from support.screen import Screen, Session
 
@@ -359,7 +359,7 @@ def test_a_server_that_goes_away_and_comes_back(server: Background) -> None:
 def test_another_server_and_peers_that_join_later(short_path: Path) -> None:
     path = short_path / "other"
     with OtherServer(str(path), vectors=3, split=5) as other, Piped(path) as client:
-        client.until("as peer 0 with 3 vectors", "notes")
+        client.until("as peer 0 with 3 vectors|has 3 vectors now", "notes")
         with RawClient(str(path), keep=True) as raw:
             raw.greet(3)
             client.write("int 1 2\n")
@@ -370,6 +370,19 @@ def test_another_server_and_peers_that_join_later(short_path: Path) -> None:
         client.write("dump\n")
         client.until("^our ID: 0$")
         assert client.ends() == 0
+
+
+def test_vectors_that_come_late_are_told(short_path: Path) -> None:
+    path = short_path / "other"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Piped(path) as client, listener.accept()[0] as server:
+            play(server, [message(0), message(0), message(-1, "memory"), message(0, "eventfd")])
+            client.until("as peer 0 with 1 vectors", "notes")
+            play(server, [message(0, "eventfd")])
+            client.until("^peer 0, which is us, has 2 vectors now$", "notes")
+            assert client.ends() == 0
 
 
 def test_who_reads_the_output_may_stop(server: Background) -> None:

@@ -280,12 +280,15 @@ class Repl:
         poll = select.poll()
         poll.register(self._client.fileno(), select.POLLIN)
         poll.register(self._end, select.POLLIN)
+        vectors = self._client.vectors
         while not self._over:
             poll.poll()
             try:
                 with self._lock:
                     self._tell_of(self._client.handle_fds())
                     self._lock.notify_all()
+                if vectors != (vectors := self._client.vectors):  # the server was not yet done when we were greeted
+                    self._screen.note(f"peer {self._client.id}, which is us, has {vectors} vectors now")
             except (DoorbellError, OSError) as error:
                 with self._lock:
                     self._connected = False
