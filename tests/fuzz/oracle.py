@@ -16,6 +16,7 @@ from typing import NamedTuple
 NEXT, WRITE, INDIRECT = 1, 2, 4
 PIECES_MAX = 4096
 LAP = 1 << 16
+LENT_MAX = 1 << 20
 
 
 class Region(NamedTuple):
@@ -193,8 +194,8 @@ class Oracle:
                 found.writable_bytes += length
             else:
                 found.readable_bytes += length
-            if found.readable_bytes + found.writable_bytes > 1 << 32:
-                found.wrong.add("more than 2^32 bytes")
+            if found.readable_bytes + found.writable_bytes > LENT_MAX:
+                found.wrong.add(f"more than {LENT_MAX} bytes")
             if max(seen, len(found.readable) + len(found.writable)) > most:
                 found.wrong.add("buffers")
             if not flags & NEXT:

@@ -291,7 +291,15 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
     assert manager["DescriptorLimit"] >= 1024
     assert abs(manager["DescriptorsInUse"] - daemon.descriptors()) <= 2
     assert manager["ConfigurationFile"] == str(daemon.config)
-    assert set(manager) == {"Version", "Library", "ConfigurationFile", "DescriptorLimit", "DescriptorsInUse"}
+    assert set(manager) == {
+        "Version",
+        "Library",
+        "ConfigurationFile",
+        "DescriptorLimit",
+        "DescriptorsInUse",
+        "StuckDescriptors",
+        "Limits",
+    }
 
 
 # Descriptors

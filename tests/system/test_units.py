@@ -219,8 +219,24 @@ def test_after_a_stop_the_next_guest_starts_it_again(service: Service) -> None:
 
 def test_socket_of_systemd_is_for_the_group_kvm(service: Service) -> None:
     service.machine.systemctl("start", "doorbelld.socket")
-    found = service.machine.run("stat", "--format=%U:%G:%a", "/run/doorbelld/demo", "/run/doorbelld/demo/socket").stdout
-    assert found.split() == ["doorbelld:doorbelld:755", "doorbelld:kvm:660"]
+    paths = "/run/doorbelld/demo", "/run/doorbelld/demo/socket", "/run/doorbelld-sockets"
+    found = service.machine.run("stat", "--dereference", "--format=%U:%G:%a", *paths).stdout
+    assert found.split() == ["doorbelld:doorbelld:755", "doorbelld:kvm:660", "root:root:755"]
+    service.machine.systemctl("stop", "doorbelld.socket")
+    service.start()  # its own socket takes the place of the link
+
+
+@pytest.mark.parametrize("unit", SOCKETS)
+def test_links_of_the_daemons_user_lead_root_nowhere(service: Service, unit: str) -> None:
+    name = "demo" if unit == "doorbelld.socket" else "x"
+    service.machine.run("mkdir", "-p", "-m", "0711", "/srv/precious")
+    service.machine.run("ln", "-sfn", "/srv/precious", f"/run/doorbelld/{name}", user="doorbelld")
+    before = service.machine.run("stat", "--format=%U:%G:%a", "/srv/precious").stdout
+    service.machine.systemctl("start", unit, check=False)
+    assert service.machine.run("stat", "--format=%U:%G:%a", "/srv/precious").stdout == before
+    assert service.machine.run("ls", "/srv/precious").stdout == ""
+    service.machine.systemctl("stop", unit)
+    service.machine.run("rm", f"/run/doorbelld/{name}")
 
 
 # Devices

@@ -23,6 +23,7 @@ from .library import Message, MessageType, connect, discard, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH
 from .reader import Reader
 from .router import Router
+from .scheduler import Scheduler
 from .tree import Tree
 from .writer import Writer
 
@@ -51,6 +52,11 @@ class Connection:
         tree = Tree(host, reload)
         self._router = Router(tree, self._authority)
         self._announcer = Announcer(loop, tree, self._router)
+        self._scheduler = Scheduler(
+            *(loop, self._router.handle, self._router.refuse, self._authority.user),
+            pause=self._pause,
+            meet=self._authority.meet,
+        )
         self._bus: Any = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
@@ -100,13 +106,17 @@ class Connection:
             ) from error
         # see writer.py and reader.py for what is wrong with those that it has
         self._loop.remove_reader(bus._fd)
-        bus._writer = self._writer = Writer(bus._sock, self._loop, self._lost, self._announcer.press)
-        self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, self._lost)
+        bus._writer = self._writer = Writer(bus._sock, self._loop, self._lost, self._press)
+        self._reader = Reader(
+            *(bus._sock, self._loop, self._scheduler.take, bus._process_message, self._lost),
+            limit=self._router.body_max,
+            turn=self._scheduler.turn,
+            signals=polkit.SIGNALS,
+        )
         self._bus = bus
         self._router.writer, self._router.next_serial = self._writer, bus.next_serial
         with_polkit = polkit.answers_for(address)
         self._authority.forget(self._polkit if with_polkit else None)
-        bus.add_message_handler(self._router.handle)  # before the name is ours: calls come at once then
         try:
             if with_polkit:
                 bus.add_message_handler(self._polkit.hear)
@@ -123,6 +133,17 @@ class Connection:
         self._silence()
         self._bus._finalize(error)
 
+    def _press(self, pressed: bool) -> None:
+        """Learn whether the bus is slow to take what we write: what would make us write more, waits."""
+        self._announcer.press(pressed)
+        self._authority.press(pressed)
+        self._scheduler.press(pressed)
+        self._router.press(pressed)
+
+    def _pause(self, paused: bool) -> None:
+        if self._reader is not None:
+            self._reader.pause(paused)
+
     def _silence(self) -> None:
         # before the socket is closed: its number may be a peer's the next moment
         for half in (self._reader, self._writer):
@@ -130,9 +151,10 @@ class Connection:
                 half.close()
 
     def _drop(self) -> None:
-        self._router.writer = None
+        self._router.leave()
         self._authority.forget()
         self._polkit.forget()
+        self._scheduler.clear()
         self._announcer.press(False)
         self._silence()
         if self._bus is not None:
@@ -143,6 +165,8 @@ class Connection:
         reply = await self._call(_to_bus("GetConnectionCredentials", "s", [sender]))
         if reply.message_type is MessageType.ERROR:
             raise ValueError(reply.body[0])
+        if reply.sender != DBUS:
+            raise ValueError(f"{reply.sender} answered in the bus's place")
         return dict(unwrap(reply.body[0]))
 
     async def _order(self, member: str, signature: str, body: list[Any]) -> Any:

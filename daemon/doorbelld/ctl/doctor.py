@@ -36,6 +36,7 @@ CHECKS: dict[str, Callable[[View], Iterator[Finding]]] = {
     "activation": service.activation,
     "polkit": service.polkit,
     "descriptors": service.descriptors,
+    "limits": service.budgets,
     "descriptor store": service.store,
     "datagrams": service.datagrams,
     "sockets": access.sockets,

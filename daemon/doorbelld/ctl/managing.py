@@ -131,6 +131,7 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
       queues, queue-size           how many, and how many entries each, at most
       poll-us                      look for requests for so long before sleeping
       silence-timeout              how long a front-end that says nothing keeps others away
+      memory=any                   guest memory may be a file on any file system
 
     \b
     A blk has:

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from ..fds.budgets import Account
 from ..fds.owned import FdSet
 from ..fds.peercred import Credentials
 from .courier import Recipient
@@ -37,13 +39,15 @@ class Peer(Recipient):
         """Under which it came, if there were rules."""
         self.vault = vault
         """The name of the vault with its socket and its doorbells."""
+        self.account: Account | None = None
+        """What it holds of the budgets."""
         self.since = since
         """When it connected: microseconds of CLOCK_REALTIME."""
         self.entry = {
             "id": member.id,
             "seq": member.seq,
             "vectors": len(member.eventfds),
-            "who": asdict(who),
+            "who": who.export(),
             "since": since,
             "rule": rule and rule.raw(),
             "keeps": outbox.keeps,
@@ -69,6 +73,18 @@ class Peer(Recipient):
     def backlog(self) -> int:
         """Messages that it has not taken yet."""
         return self.outbox.backlog
+
+
+def visibility(rule: PeerRule | None, peers: Mapping[int, Peer]) -> Callable[[Member], bool] | None:
+    """Give what tells which members somebody under *rule* sees, of *peers* and the host peer; None for all."""
+    if rule is None or rule.allows_all:
+        return None
+
+    def visible(member: Member) -> bool:
+        peer = peers.get(member.id)
+        return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
+
+    return visible
 
 
 @dataclass(slots=True)

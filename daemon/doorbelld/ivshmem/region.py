@@ -36,10 +36,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
-from ..fds import eventfd, native
+from ..errors import AccessDenied, DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
+from ..fds import foreign, native, scm
+from ..fds.budgets import Budgets
+from ..fds.identification import PidFiles
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
+from ..fds.limits import watch
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
@@ -47,14 +50,17 @@ from ..fds.spare import Spare
 from ..fds.vault import Vault
 from . import memory
 from .absent import AbsentPeer
+from .accounts import Accounts
+from .accounts import doorbells as _doorbells
 from .admission import CLOSED, Admission
 from .clearing import Clearing
 from .courier import Courier
 from .door import Door
 from .events import AbsentGivenUp, MemoryCleared, PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
 from .hostpeer import HostPeer
+from .newcomers import Newcomers
 from .outbox import Leave, Outbox
-from .peer import Arrival, Peer
+from .peer import Arrival, Peer, visibility
 from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
 from .refused import Refused, end_connection, send_refusal
 from .relay import Relay
@@ -79,6 +85,7 @@ class Region(Ringing):
         listener: Listener,
         relay: Relay | None = None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> None:
         """Take over *shared* memory, *listener* and *relay*; `open` makes them."""
         self.spec = spec
@@ -93,6 +100,8 @@ class Region(Ringing):
         self._loop = loop
         self._emit = emit
         self._spare = spare
+        self.budgets = budgets or Budgets()
+        self.accounts = Accounts(self.budgets, spec.name, spec.vectors, relay)
         self.admission = Admission(self)
         self._courier: Courier[Peer] = Courier(
             loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
@@ -107,11 +116,9 @@ class Region(Ringing):
             rested=self._unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
-        self._waiting: list[tuple[socket.socket, Arrival | None]] = []
-        """Connections that were accepted when it was found that the memory is to be cleared first."""
-        self._closing = False
+        self._newcomers = Newcomers(self._judge)
+        self._closing, self._turns_seen = False, -1
         self._refused = Refused(loop)
-        self._turns_seen = -1
         self._record: Record | None = None
         self._berth: tuple[FdSet, Vault] | None = None
 
@@ -127,6 +134,7 @@ class Region(Ringing):
         keeping: tuple[Keeper, str] | None = None,
         socket_given: Fd | None = None,
         configured: bool = False,
+        budgets: Budgets | None = None,
     ) -> Region:
         """Make the memory (or take over *shared*) and the socket that *spec* asks for, and serve.
 
@@ -154,7 +162,8 @@ class Region(Ringing):
             if relay is not None:
                 relay.begin()
             undo.pop_all()
-        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=configured)
+        how: dict[str, Any] = {"configured": configured, "budgets": budgets}
+        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, **how)
         if eventfds is not None:
             region.enter_host(Member(spec.host_peer_id, eventfds))
             if relay is not None and region.host is not None:
@@ -181,13 +190,10 @@ class Region(Ringing):
         self._listener.steal().close()
         self._refused.close()
         self._courier.close()
-        for sock, arrival in self._waiting:
-            sock.close()
-            if arrival is not None:
-                arrival.eventfds.close()
+        self._newcomers.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
-            peer.sock.close()
+            foreign.let_go(peer.sock, peer.who.uid)
             peer.member.eventfds.close()
         for member in self.admission.absent.doorbells():
             member.eventfds.close()
@@ -198,7 +204,7 @@ class Region(Ringing):
             self.relay.close()
         if self._record is not None:
             self._record.close()
-        self.memory.close()
+        memory.let_go(self.memory, self.spec.backing)
 
     def change(self, spec: RegionSpec, configured: bool) -> None:
         """Go over to *spec*, which differs in nothing that is frozen; rules hold for who comes from now on.
@@ -264,8 +270,7 @@ class Region(Ringing):
         self._emit(MemoryCleared(self, failure))
         if not failure:
             self.clear_if_left()  # by somebody who was there while it was cleared by force
-        waiting, self._waiting = self._waiting, []
-        for sock, arrival in waiting:
+        for sock, arrival in self._newcomers.take_held():
             self.receive(sock, arrival)
 
     # Coming and going
@@ -335,15 +340,18 @@ class Region(Ringing):
             who = identify(sock)
         except OSError as error:  # it is gone already
             self._drop(arrival)
-            sock.close()
-            self._refuse(f"it went away while being greeted: {error.strerror}")
-            return
+            end_connection(sock)
+            return self._refuse(f"it went away while being greeted: {error.strerror}")
+        self._newcomers.look_up(sock, arrival, who, self.spec)
+
+    def _judge(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, pids: PidFiles) -> None:
         try:
-            self._admit_new(sock, who, arrival)
+            if reason := foreign.CLOSER.refusal(who.uid):
+                raise AccessDenied(reason)
+            self._admit_new(sock, who, arrival, pids=pids)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
-                self._waiting.append((sock, arrival))
-                return
+                return self._newcomers.hold(sock, arrival)
             self._drop(arrival)
             if who.program.startswith("qemu"):
                 self._refused.tell(sock)
@@ -376,7 +384,12 @@ class Region(Ringing):
         self._emit(PeerRefused(self, reason))
 
     def _admit_new(
-        self, sock: socket.socket, who: Credentials, arrival: Arrival | None, leaves: bool | None = None
+        self,
+        sock: socket.socket,
+        who: Credentials,
+        arrival: Arrival | None,
+        leaves: bool | None = None,
+        pids: PidFiles | None = None,
     ) -> None:
         """Make a peer of a connection; on an error the socket is still the caller's, and the *arrival* if given.
 
@@ -384,22 +397,25 @@ class Region(Ringing):
         comes back here as well.
         """
         if arrival is not None:
-            self._admit(sock, who, arrival, leaves)
+            self._admit(sock, who, arrival, leaves, pids)
             return
         made = Arrival(-1, self._make_doorbells())
         try:
-            self._admit(sock, who, made, leaves)
+            self._admit(sock, who, made, leaves, pids)
         except DoorbellError:
             self._drop(made)
             raise
 
-    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None) -> None:
-        grant = self.admission.admit(who)
+    def _admit(
+        self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None, pids: PidFiles | None
+    ) -> None:
+        grant = self.admission.admit(who, pids)
         keeps = not takes_leaves(grant.rule, who, leaves)
         sock.setblocking(False)
         former = returned = None
         try:
             self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
+            self.accounts.check(who.uid)
             if arrival.seq < 0:
                 arrival.seq = self.roster.number()
                 if self._record is not None:
@@ -449,14 +465,19 @@ class Region(Ringing):
     def enter(
         self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
     ) -> Peer:
-        """Make *member* a peer that is connected by *sock*, both of which are taken over."""
+        """Make *member* a peer on *sock*, both taken over; LimitExceeded, and neither is, where no watch is left."""
         bells = None if self.relay is None else partial(self.relay.bells, member)
-        told, visible = self.admission.ids.release, self._visibility(rule)
+        told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
-        self.roster.add(member)
         peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
+        self.accounts.opened(peer, kept=self.kept)
+        try:
+            watch(self._loop, sock.fileno(), self._hear, peer)
+        except LimitExceeded:
+            self.accounts.closed(peer, (), self.peers)
+            raise
+        self.roster.add(member)
         self.peers[member.id] = peer
-        self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
     def enter_host(self, member: Member) -> None:
@@ -483,30 +504,16 @@ class Region(Ringing):
                 record.told(seq, peer.outbox)
         return sent, error
 
-    def _visibility(self, rule: PeerRule | None) -> Callable[[Member], bool] | None:
-        if rule is None or rule.allows_all:
-            return None
-
-        def visible(member: Member) -> bool:
-            peer = self.peers.get(member.id)
-            return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
-
-        return visible
-
     def _hear(self, peer: Peer) -> None:
         try:
-            data = peer.sock.recv(4096)
+            data = scm.peek(peer.sock, 4096)  # what comes with it is never received
         except BlockingIOError:
             return
         except ConnectionResetError:  # it closed with something of ours unread
             data = b""
         except OSError as error:
-            self.remove(peer, f"its connection broke: {error.strerror}")
-            return
-        if data:
-            self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
-        else:
-            self.remove(peer, CLOSED)
+            return self.remove(peer, f"its connection broke: {error.strerror}")
+        self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends" if data else CLOSED)
 
     def remove(self, peer: Peer, reason: str, lost: bool = False) -> None:
         """End a peer's connection, if it has not ended, and tell the others that it left.
@@ -547,7 +554,8 @@ class Region(Ringing):
                 record.drop(proxies_of(member.vault))
         if self.relay is not None:
             self.relay.forget(member, ended, absent=bool(kept_by))
-        end_connection(peer.sock)
+        self.accounts.closed(peer, ended, self.peers)
+        end_connection(peer.sock, peer.who.uid)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         if not kept_by:
@@ -586,7 +594,7 @@ class Region(Ringing):
         """
         while True:
             try:
-                return _doorbells(self.spec.vectors)
+                return _doorbells(self.spec.vectors, self.budgets)
             except LimitExceeded:
                 if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
                     raise
@@ -601,8 +609,10 @@ class Region(Ringing):
             LimitExceeded: that is so.
         """
         try:
-            relay.join(peer.member, pairs_of(peer, self.spec, self.roster.ordered, self.peers))
+            self.accounts.pair(peer, pairs := list(pairs_of(peer, self.spec, self.roster.ordered, self.peers)))
+            relay.join(peer.member, pairs)
         except LimitExceeded:
+            self.accounts.closed(peer, (), self.peers)
             self._loop.remove_reader(peer.sock.fileno())
             self.roster.remove(peer.member)
             del self.peers[peer.id]
@@ -698,10 +708,3 @@ class Region(Ringing):
         if not self.clearing.busy:
             self._door.open()
         self._courier.wake(self.peers.values())
-
-
-def _doorbells(vectors: int) -> FdSet:
-    try:
-        return eventfd.make(vectors)
-    except OSError as error:
-        raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import InvalidOptions, StateMismatch
 from ..fds import eventfd
+from ..fds.budgets import Budgets
 from ..fds.keeper import Keeper, Kept
 from ..fds.ledger import Ledger, damage_told, reopen
 from ..fds.listener import Listener
@@ -80,6 +81,7 @@ def revive(
     emit: Callable[[RegionEvent], None],
     spare: Spare,
     socket_given: Fd | None = None,
+    budgets: Budgets | None = None,
 ) -> Region:
     """Make the region anew and serve; *ledger* is taken over, and of *kept* all that there is.
 
@@ -104,16 +106,19 @@ def revive(
         if relay is not None:
             undo.callback(relay.close)
         listener = _listener(spec, kept, socket_given)
+        undo.callback(lambda: listener.steal().close())
+        region = Region(
+            spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"],
+            budgets=budgets,
+        )  # fmt: skip
         undo.pop_all()
-    region = Region(
-        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"]
-    )
     try:
         with damage_told():
             lost = _rejoin(region, state, kept, bells)
             lost_absent = _restore_absent(region, state, kept)
             _restore_streams(region, state)
             unused = set() if relay is None else _rejoin_pairs(region, relay, kept, lost, lost_absent)
+            region.accounts.restored(relay, region.peers)
             arrivals = _arrivals(kept, state["next_seq"])
         still = [name for name in names if name not in unused and (name in arrivals or name not in kept)]
         for name in set(names) - set(still):
@@ -133,13 +138,13 @@ def revive(
         for name in arrivals:
             _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
         region.roster.next_seq = max(region.roster.next_seq, 1 + max(map(_vault_in, still), default=-1))
+        region.serve()
     except BaseException:
         region.let_go()
         ledger.close()
         raise
     finally:
         kept.close()
-    region.serve()
     return region
 
 
@@ -171,9 +176,9 @@ def _rejoin_one(region: Region, entry: dict[str, Any], sock: socket.socket, even
         who, since, keeps = Credentials(**entry["who"]), entry["since"], entry["keeps"]
         returned = entry.get("returned", {})
         member = Member(entry["id"], eventfds, entry["seq"], returned.get("key", -1), returned.get("vault", -1))
+        region.admission.ids.take_this(member.id)
+        peer = region.enter(member, sock, who, rule, since, keeps)
         undo.pop_all()
-    region.admission.ids.take_this(member.id)
-    peer = region.enter(member, sock, who, rule, since, keeps)
     region.admission.joined(peer)
     return peer
 

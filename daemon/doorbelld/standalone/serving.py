@@ -105,7 +105,14 @@ class Service:
             self._loop.add_signal_handler(number, self._over.set)
         limits.raise_to_hard()
         backend = self._open()
-        self._loop.add_signal_handler(signal.SIGHUP, self._refresh, backend)
+        tasks: set[asyncio.Task[None]] = set()
+
+        def refresh() -> None:
+            task = self._loop.create_task(self._refresh(backend))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        self._loop.add_signal_handler(signal.SIGHUP, refresh)
         self._chronicle.hear(DeviceAdded(backend))
         readiness = Readiness(self._loop, notifier(), lambda: f"{self._spec.type} on {self._spec.socket}")
         readiness.ready()
@@ -134,9 +141,9 @@ class Service:
             case StateChanged(new=State.STOPPED):  # it went away before it was attached
                 self._over.set()
 
-    def _refresh(self, backend: Backend) -> None:
+    async def _refresh(self, backend: Backend) -> None:
         try:
-            backend.refresh()
+            await backend.refresh()
         except (DoorbellError, OSError) as error:
             log.error("device not refreshed", device=backend.name, reason=str(error))
 

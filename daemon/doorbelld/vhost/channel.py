@@ -15,18 +15,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from array import array
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..fds import foreign
+from ..fds.foreign import ForeignFd
 from ..fds.owned import Fd
+from ..fds.scm import receive_all, send
 from ..wire.vhost import Decoder, Message, ProtocolError, encode
 from ..wire.vhost_messages import Empty, Flags, HostNotifierArea, Payload, VringState
 from ..wire.vhost_requests import BackendRequest
 
 ANSWER_TIMEOUT = 60.0
-_READ = 4096
-_CMSG_FDS = 253  # SCM_MAX_FD: what one message of the kernel's can carry
+READ = 4096
+"""Bytes to ask for at once."""
 
 
 class Timer(Protocol):
@@ -55,40 +57,6 @@ class Reactor(Protocol):
         """Call after *delay* seconds."""
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[Fd]]:
-    """Take what is there, with all descriptors, owned; no bytes at the end of the stream.
-
-    Raises:
-        BlockingIOError: nothing is there.
-        OSError: the connection broke.
-    """
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    data, control, told, _ = sock.recvmsg(_READ, socket.CMSG_SPACE(_CMSG_FDS * array("i").itemsize), flags)
-    numbers = array("i")
-    for level, kind, raw in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
-    fds = [Fd(number) for number in numbers]
-    if told & socket.MSG_CTRUNC:  # the kernel dropped some, for there is no room for them in our table
-        for fd in fds:
-            fd.close()
-        raise OSError(
-            errno.EMFILE, "no descriptor is left for those that it sent; raise LimitNOFILE= or the hard limit"
-        )
-    return data, fds
-
-
-def send(sock: socket.socket, data: bytes, fds: list[int]) -> int:
-    """Send as much as goes, the descriptors with the first byte; they stay the caller's.
-
-    Raises:
-        BlockingIOError: nothing goes just now.
-        OSError: the connection broke.
-    """
-    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-    return sock.sendmsg([data], control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-
-
 class BackChannel:
     """Our end of the second channel, on the socket *fd*, which is taken over.
 
@@ -106,6 +74,7 @@ class BackChannel:
             self._sock.detach()
             raise OSError(errno.ENOTSOCK, "the descriptor for the back-end channel is no UNIX socket")
         fd.steal()
+        self._uid = fd.uid if isinstance(fd, ForeignFd) else None
         self._reactor = reactor
         self._ask = ask
         self._fds = fds
@@ -162,7 +131,7 @@ class BackChannel:
             message.close()
         self._waiting.clear()
         self._decoder.close()
-        self._sock.close()
+        foreign.hang_up(self._sock, self._uid)
 
     def _leave(self, request: BackendRequest, payload: Payload, index: int = -1, fds: tuple[Fd, ...] = ()) -> None:
         flags = Flags.VERSION | Flags.NEED_REPLY if self._ask else Flags.VERSION
@@ -209,7 +178,7 @@ class BackChannel:
 
     def _hear(self) -> None:
         try:
-            data, fds = receive(self._sock)
+            data, fds = receive_all(self._sock, READ, self._uid)
         except BlockingIOError:
             return
         except OSError:

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from doorbelld.fds.owned import Fd
-from doorbelld.vhost.channel import BackChannel, receive
+from doorbelld.fds.scm import receive_all
+from doorbelld.vhost.channel import READ, BackChannel
 from doorbelld.wire.vhost import Decoder, Message, encode
 from doorbelld.wire.vhost_messages import HostNotifierArea, VringState
 from doorbelld.wire.vhost_requests import BackendRequest
@@ -32,7 +33,7 @@ class Ends:
         """Return what came until now."""
         found: list[Message] = []
         try:
-            while (came := receive(self.theirs))[0]:
+            while (came := receive_all(self.theirs, READ))[0]:
                 found += self.decoder.feed(*came)
         except BlockingIOError:
             pass

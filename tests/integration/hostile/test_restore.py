@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 The doorbelld authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Restores that fail for a passing reason, or by a bug of ours: what was kept is there at the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.daemon import BIN, Daemon
+from support.dbusclient import Client, until
+from support.fakesystemd import FakeSystemd
+from support.needs import require
+from support.rawclient import RawClient
+
+VECTORS = 2
+CONFIG = f"[region.demo]\nvectors = {VECTORS}\n[region.other]\nvectors = {VECTORS}\n"
+BUG = """
+import os
+if os.path.exists({marker!r}):
+    import doorbelld.ivshmem.revival as there
+    plain = there._rejoin_one
+    def planted(region, *rest):
+        if region.name == "demo":
+            region.an_attribute_of_the_next_version
+        return plain(region, *rest)
+    there._rejoin_one = planted
+"""
+
+
+class Site:
+    """A daemon under a service manager, whose next start can be spoiled."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.marker = directory / "spoiled"
+        packages = directory / "packages"
+        packages.mkdir()
+        (packages / "sitecustomize.py").write_text(BUG.format(marker=str(self.marker)))
+        self.daemon = Daemon(directory, CONFIG)
+        self.script = directory / "start"
+        self.write("true")
+        self.systemd = FakeSystemd(
+            directory,
+            ["sh", self.script],
+            environment={"PYTHONPATH": f"{packages}:{os.environ.get('PYTHONPATH', '')}"},
+        )
+
+    def write(self, before: str) -> None:
+        """Have the daemon started after the shell command *before*."""
+        words = [str(BIN / "doorbelld"), "--config", str(self.daemon.config), "--bus", "private"]
+        self.script.write_text(f"{before}\nexec {shlex.join(words)}\n")
+
+    def join(self, region: str = "demo", *, keep: bool = True) -> RawClient:
+        peer = RawClient(str(self.daemon.socket(region)), keep=keep)
+        return peer.greet(VECTORS)
+
+
+@pytest.fixture
+def site(short_path: Path) -> Iterator[Site]:
+    require("dbus-daemon", "dbus-daemon")
+    made = Site(short_path)
+    with made.systemd:
+        yield made
+
+
+def restart(site: Site) -> str:
+    """Kill the daemon and start it again; gives what it logged since."""
+    seen = len(site.systemd.log)
+    site.systemd.end(signal.SIGKILL)
+    site.systemd.start()
+    return site.systemd.log[seen:]
+
+
+def agree(site: Site, first: RawClient, second: RawClient) -> None:
+    """See that two peers of before a restart have each other, and that somebody new gets to know them."""
+    with site.join() as third:
+        assert third.id is not None
+        for peer in (first, second):
+            while third.id not in peer.doorbells or len(peer.doorbells[third.id]) < VECTORS:
+                assert peer.message() is not None, "the connection was kept"
+
+
+def test_bug_in_the_code_that_restores_costs_no_region(site: Site) -> None:
+    site.systemd.start()
+    with site.join() as first, site.join() as second, site.join("other") as stranger:
+        before = [name for name, _ in site.systemd.entries]
+        site.marker.touch()
+        said = restart(site)
+        assert "restore failed; what was kept stays kept" in said
+        assert "Traceback" in said and "an_attribute_of_the_next_version" in said
+        assert [name for name, _ in site.systemd.entries] == before
+        until(lambda: "not restored: demo" in site.systemd.status)
+        with site.join("other") as newcomer:
+            assert newcomer.id is not None and stranger.message() is not None, "all else is served"
+        for _ in range(2):  # as often as it is started
+            assert "restore failed" in restart(site)
+        site.marker.unlink()
+        assert "restore failed" not in restart(site)
+        agree(site, first, second)
+
+
+def test_restore_with_too_few_descriptors_loses_nothing(site: Site) -> None:
+    site.systemd.start()
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(site.join(keep=False)) for _ in range(30)]
+        site.write("ulimit -n 80")
+        said = restart(site)
+        assert "restore failed; what was kept stays kept" in said and "Too many open files" in said
+        site.write("true")
+        assert "restore failed" not in restart(site)
+        agree(site, peers[0], peers[-1])
+        with Client(site.daemon.bus) as client:
+            assert client.get("/region/demo", "Region", "PeerCount") >= len(peers)
+
+
+def test_region_that_was_not_restored_can_be_given_up(site: Site) -> None:
+    site.systemd.start()
+    with site.join() as first:
+        site.marker.touch()
+        restart(site)
+        with Client(site.daemon.bus) as client:
+            client.call("", "Manager", "RemoveRegion", "s", "demo")
+            until(lambda: not any(name.startswith("r1.") for name, _ in site.systemd.entries))
+        first.until_eof()
+        site.marker.unlink()
+        restart(site)
+        with site.join() as again:
+            assert again.id == 0
