@@ -226,13 +226,13 @@ class Bench:
 
         Where a peer's cursor stands before members that it is never told of, it may as well stand behind them. What is
         kept for absent peers and nobody remembers may be gone. A number that was drawn for somebody who was refused is
-        free again.
+        free again, though a line may call it one of those that wait.
         """
         state = json.loads(json.dumps(state))
         peers = self.region.peers.values()
         oldest = min((peer.member.seq for peer in peers if peer.outbox.keeps), default=state["next_seq"])
         assert state["next_seq"] > max((entry["seq"] for entry in state["members"]), default=-1)
-        del state["next_seq"]
+        del state["next_seq"], state["waiting"]
         state["retired"] = [[peer_id, seq] for peer_id, seq in state["retired"] if oldest < seq]
         for entry in state["absent"]:
             if not any(entry["id"] in peer.outbox.kept for peer in peers):

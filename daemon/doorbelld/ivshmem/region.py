@@ -116,7 +116,7 @@ class Region(Ringing):
             rested=self._unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
-        self._newcomers = Newcomers(self._judge)
+        self._newcomers = Newcomers(loop, self._judge)
         self._closing, self._turns_seen = False, -1
         self._refused = Refused(loop)
         self._record: Record | None = None
@@ -336,6 +336,8 @@ class Region(Ringing):
 
     def receive(self, sock: socket.socket, arrival: Arrival | None) -> None:
         """Find out who connected, and admit them or not."""
+        if arrival is not None:
+            self._newcomers.expected.discard(arrival.number)
         try:
             who = identify(sock)
         except OSError as error:  # it is gone already
@@ -360,7 +362,7 @@ class Region(Ringing):
                 self._refuse(str(error), sock)
 
     def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
-        return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
+        return self._stow_as(vault_of(arrival.number), [sock.fileno(), *arrival.eventfds], vault)
 
     def _stow_as(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
         assert self._record is not None
@@ -373,7 +375,7 @@ class Region(Ringing):
         if arrival is not None:
             arrival.eventfds.close()
             if self._record is not None:
-                self._record.drop(str(arrival.seq))
+                self._record.drop(vault_of(arrival.number))
 
     def _refuse(self, reason: str, sock: socket.socket | None = None, in_words: bool = False) -> None:
         """Tell of a refusal, and close the connection if there is one; *in_words* because it may be a QEMU's."""
@@ -416,18 +418,19 @@ class Region(Ringing):
         try:
             self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
             self.accounts.check(who.uid)
-            if arrival.seq < 0:
-                arrival.seq = self.roster.number()
+            if arrival.number < 0:
+                arrival.number = self.roster.number()
                 if self._record is not None:
                     self._stow(arrival, sock)
+            seq = arrival.number if self.roster.is_next(arrival.number) else self.roster.number()
             if grant.absent is not None and grant.absent.member is not None:
                 if grant.is_owner:
                     former = grant.absent.member
-                    returned = self._return(former, arrival, sock)
+                    returned = self._return(former, seq, sock)
                 else:
                     self.admission.cut_off(grant.absent)
-            member = returned or Member(grant.id, arrival.eventfds, arrival.seq)
-            peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps)
+            member = returned or Member(grant.id, arrival.eventfds, seq)
+            peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps, arrival.number)
             if self.relay is not None:
                 self._relay(peer, self.relay)
         except LimitExceeded:
@@ -439,37 +442,48 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
         self._emit(PeerAdded(self, peer))
 
-    def _return(self, kept: Member, arrival: Arrival, sock: socket.socket) -> Member:
+    def _return(self, kept: Member, seq: int, sock: socket.socket) -> Member:
         """Make a member of an owner who is back, with the doorbells that were *kept*, and drained now."""
         for fd in kept.eventfds:
             native.drain(fd)
         if self._record is not None:
-            self._stow_as(vault_of(arrival.seq, returned=True), [sock.fileno(), *kept.eventfds])
+            self._stow_as(vault_of(seq, returned=True), [sock.fileno(), *kept.eventfds])
         vault = self.roster.number()
         while self._record is not None and proxies_of(vault) in self._record:  # kept just before a restart
             vault = self.roster.number()
-        return Member(kept.id, kept.eventfds, arrival.seq, kept.key, vault)
+        return Member(kept.id, kept.eventfds, seq, kept.key, vault)
 
     def _settle(self, peer: Peer, arrival: Arrival, former: Member | None) -> None:
         """Write that *peer* joined, and let go of what its doorbells (if *former* had them) were kept as before."""
         self.admission.joined(peer)
         if (record := self._record) is not None:
-            record.joined(peer.entry)
+            record.joined(peer.entry, self._newcomers.numbers())
             if former is not None:
                 record.drop(doorbells_of(peer.id))
                 record.drop(proxies_of(former.vault))
-                record.drop(vault_of(arrival.seq))
+                record.drop(vault_of(arrival.number))
         if former is not None:
             arrival.eventfds.close()
 
     def enter(
-        self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
+        self,
+        member: Member,
+        sock: socket.socket,
+        who: Credentials,
+        rule: PeerRule | None,
+        since: int,
+        keeps: bool,
+        arrival: int,
     ) -> Peer:
-        """Make *member* a peer on *sock*, both taken over; LimitExceeded, and neither is, where no watch is left."""
+        """Make *member*, who came under the number *arrival*, a peer on *sock*; both are taken over.
+
+        Raises:
+            LimitExceeded: no watch is left; neither is taken over.
+        """
         bells = None if self.relay is None else partial(self.relay.bells, member)
         told, visible = self.admission.ids.release, visibility(rule, self.peers)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
-        peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
+        peer = Peer(member, sock, who, rule, since, outbox, arrival)
         self.accounts.opened(peer, kept=self.kept)
         try:
             watch(self._loop, sock.fileno(), self._hear, peer)
@@ -681,6 +695,7 @@ class Region(Ringing):
             "absent": [absent.export() for absent in self.admission.absent],
             "retired": list(self.admission.ids.retired.items()),
             "dirty": self.clearing.dirty,
+            "waiting": self._newcomers.numbers(),
         }
 
     def _export_member(self, member: Member) -> dict[str, Any]:
@@ -688,8 +703,9 @@ class Region(Ringing):
             return peer.export()
         return {"id": member.id, "seq": member.seq, "vectors": len(member.eventfds)}
 
-    def resume(self, record: Record, next_seq: int, ledger: Ledger) -> None:
-        """Go on with the *record*; what its *ledger* has no line of happens now."""
+    def resume(self, record: Record, next_seq: int, ledger: Ledger, arrivals: list[int]) -> None:
+        """Go on with the *record*; what its *ledger* has no line of happens now. *arrivals* are to be received yet."""
+        self._newcomers.expected.update(arrivals)
         sent, drained = ledger.unfinished()
         self.roster.next_seq = max(next_seq, self.roster.next_seq)
         by_seq = {peer.member.seq: peer for peer in self.peers.values()}
@@ -702,6 +718,12 @@ class Region(Ringing):
         record.renew()
         if drained is not None:
             self._emit(Rung(self, *drained))
+
+    def forget_arrival(self, number: int) -> None:
+        """Expect an arrival no longer of which not enough was kept."""
+        self._newcomers.expected.discard(number)
+        if self._record is not None:
+            self._record.drop(vault_of(number))
 
     def serve(self) -> None:
         """Accept connections, and send everybody what they are still to be told."""
