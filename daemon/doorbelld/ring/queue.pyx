@@ -351,18 +351,24 @@ cdef class VirtQueue:
         if fd >= 0:
             before = self._keep_call()
             store_flag(&self.ring.call_blocks, 1)
-            os.dup2(fd, self.ring.call_fd, inheritable=False)
-            if before >= 0:
-                foreign.close(before)
+            try:
+                os.dup2(fd, self.ring.call_fd, inheritable=False)
+            finally:
+                if before >= 0:
+                    foreign.close(before)
             store_flag(&self.ring.call_blocks, os.get_blocking(fd))
             store_flag(&self.ring.call_set, 1)
             self._signal()
             return
         store_flag(&self.ring.call_set, 0)
         try:
-            before = self._keep_call()
             nowhere = os.eventfd(0)
         except OSError:  # no descriptor is left; then what is there stays a while longer, unused
+            return
+        try:
+            before = self._keep_call()
+        except OSError:
+            os.close(nowhere)
             return
         os.dup2(nowhere, self.ring.call_fd, inheritable=False)
         os.close(nowhere)
