@@ -17,7 +17,9 @@ from functools import partial
 
 from ..fds import foreign
 from ..fds.identification import Lookup, PidFiles
+from ..fds.owned import FdSet
 from ..fds.peercred import Credentials
+from ..fds.vault import Vault
 from .peer import Arrival
 from .rules import pid_files
 from .spec import RegionSpec
@@ -49,6 +51,8 @@ class Newcomers:
         """Who is not known yet, and was overtaken."""
         self._held: list[tuple[socket.socket, Arrival | None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self.prepared: tuple[FdSet, Vault] | None = None
+        """Doorbells and a vault for who comes next."""
         self.expected: set[int] = set()
         """Numbers of arrivals that the process before has kept, and that were not passed to us yet."""
 
@@ -56,6 +60,13 @@ class Newcomers:
         """Give the numbers of all arrivals that are kept and not admitted."""
         arrivals = [*(one.arrival for one in (*self._queue, *self._slow)), *(arrival for _, arrival in self._held)]
         return [*self.expected, *(arrival.number for arrival in arrivals if arrival is not None)]
+
+    def unprepare(self) -> None:
+        """Close what is prepared: nobody comes."""
+        if self.prepared is not None:
+            for part in self.prepared:
+                part.close()
+            self.prepared = None
 
     def look_up(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, spec: RegionSpec) -> None:
         """Find out the rest about *who*, and call *admit*, maybe before this returns; takes over *sock* and *arrival*.

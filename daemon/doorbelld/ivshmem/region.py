@@ -106,6 +106,7 @@ class Region(Ringing):
         self._courier: Courier[Peer] = Courier(
             loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
         )
+        self._newcomers = Newcomers(loop, self._judge)
         self._door = Door(
             loop,
             listener.sock,
@@ -113,14 +114,12 @@ class Region(Ringing):
             arrived=self._arrive,
             refuse=self._refuse,
             prepared=self._prepare,
-            rested=self._unprepare,
+            rested=self._newcomers.unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
-        self._newcomers = Newcomers(loop, self._judge)
         self._closing, self._turns_seen = False, -1
         self._refused = Refused(loop)
         self._record: Record | None = None
-        self._berth: tuple[FdSet, Vault] | None = None
 
     @classmethod
     def open(
@@ -313,25 +312,19 @@ class Region(Ringing):
             return True
         if not self._record.ready(again):
             return False
-        if self._berth is None:
+        if self._newcomers.prepared is None:
             with contextlib.suppress(OSError, LimitExceeded):  # if so, `_admit` says it
                 eventfds = self._make_doorbells()
-                self._berth = eventfds, Vault()
+                self._newcomers.prepared = eventfds, Vault()
         return True
-
-    def _unprepare(self) -> None:
-        if self._berth is not None:
-            for part in self._berth:
-                part.close()
-            self._berth = None
 
     def _arrive(self, sock: socket.socket) -> None:
         """Take a new connection."""
         arrival = None
-        if self._berth is not None:
-            (eventfds, vault), self._berth = self._berth, None
+        if self._newcomers.prepared is not None:
+            (eventfds, vault), self._newcomers.prepared = self._newcomers.prepared, None
             arrival = Arrival(self.roster.number(), eventfds)
-            self._stow(arrival, sock, vault)
+            self._stow(vault_of(arrival.number), [sock.fileno(), *eventfds], vault)
         self.receive(sock, arrival)
 
     def receive(self, sock: socket.socket, arrival: Arrival | None) -> None:
@@ -341,7 +334,7 @@ class Region(Ringing):
         try:
             who = identify(sock)
         except OSError as error:  # it is gone already
-            self._drop(arrival)
+            self.drop(arrival)
             end_connection(sock)
             return self._refuse(f"it went away while being greeted: {error.strerror}")
         self._newcomers.look_up(sock, arrival, who, self.spec)
@@ -354,25 +347,24 @@ class Region(Ringing):
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
                 return self._newcomers.hold(sock, arrival)
-            self._drop(arrival)
+            self.drop(arrival)
             if who.program.startswith("qemu"):
                 self._refused.tell(sock)
                 self._refuse(str(error))
             else:
                 self._refuse(str(error), sock)
 
-    def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
-        return self._stow_as(vault_of(arrival.number), [sock.fileno(), *arrival.eventfds], vault)
-
-    def _stow_as(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
+    def _stow(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
         assert self._record is not None
         stowed = self._record.stow(name, fds, vault)
         if not stowed:
             self._emit(Unkept(self, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)"))
         return stowed
 
-    def _drop(self, arrival: Arrival | None) -> None:
+    def drop(self, arrival: Arrival | None) -> None:
+        """Keep *arrival* no longer, who is not admitted."""
         if arrival is not None:
+            self._newcomers.expected.discard(arrival.number)
             arrival.eventfds.close()
             if self._record is not None:
                 self._record.drop(vault_of(arrival.number))
@@ -405,7 +397,7 @@ class Region(Ringing):
         try:
             self._admit(sock, who, made, leaves, pids)
         except DoorbellError:
-            self._drop(made)
+            self.drop(made)
             raise
 
     def _admit(
@@ -421,7 +413,7 @@ class Region(Ringing):
             if arrival.number < 0:
                 arrival.number = self.roster.number()
                 if self._record is not None:
-                    self._stow(arrival, sock)
+                    self._stow(vault_of(arrival.number), [sock.fileno(), *arrival.eventfds])
             seq = arrival.number if self.roster.is_next(arrival.number) else self.roster.number()
             if grant.absent is not None and grant.absent.member is not None:
                 if grant.is_owner:
@@ -447,7 +439,7 @@ class Region(Ringing):
         for fd in kept.eventfds:
             native.drain(fd)
         if self._record is not None:
-            self._stow_as(vault_of(seq, returned=True), [sock.fileno(), *kept.eventfds])
+            self._stow(vault_of(seq, returned=True), [sock.fileno(), *kept.eventfds])
         vault = self.roster.number()
         while self._record is not None and proxies_of(vault) in self._record:  # kept just before a restart
             vault = self.roster.number()
@@ -561,7 +553,7 @@ class Region(Ringing):
             self.clearing.dirty = True
         if (record := self._record) is not None:
             if kept_by and not lost:
-                self._stow_as(doorbells_of(peer.id), list(member.eventfds))
+                self._stow(doorbells_of(peer.id), list(member.eventfds))
             record.left(member.seq, blind, absent.left, bool(kept_by), len(self.peers))
             record.drop(peer.vault)
             if not kept_by:
@@ -644,7 +636,7 @@ class Region(Ringing):
         """Keep the proxies between *peer* and those who were there before it."""
         if self._record is None or self.relay is None or not (fds := self.relay.packed(peer.member)):
             return True
-        stowed = self._stow_as(proxies_of(peer.member.vault), fds)
+        stowed = self._stow(proxies_of(peer.member.vault), fds)
         self.relay.placed(peer.member)
         return stowed
 
@@ -665,9 +657,9 @@ class Region(Ringing):
         if self._record is None:
             self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
             return False
-        stowed = [self._stow_as(peer.vault, [peer.sock_fd, *peer.member.eventfds]) for peer in self.peers.values()]
+        stowed = [self._stow(peer.vault, [peer.sock_fd, *peer.member.eventfds]) for peer in self.peers.values()]
         absent = self.admission.absent.doorbells()
-        stowed += [self._stow_as(doorbells_of(member.id), list(member.eventfds)) for member in absent]
+        stowed += [self._stow(doorbells_of(member.id), list(member.eventfds)) for member in absent]
         return all([*stowed, *map(self._stow_proxies, self.peers.values())])
 
     def overflow(self) -> None:
@@ -718,12 +710,6 @@ class Region(Ringing):
         record.renew()
         if drained is not None:
             self._emit(Rung(self, *drained))
-
-    def forget_arrival(self, number: int) -> None:
-        """Expect an arrival no longer of which not enough was kept."""
-        self._newcomers.expected.discard(number)
-        if self._record is not None:
-            self._record.drop(vault_of(number))
 
     def serve(self) -> None:
         """Accept connections, and send everybody what they are still to be told."""

@@ -350,6 +350,6 @@ def _arrivals(kept: Kept, state: dict[str, Any]) -> list[str]:
 
 def _admit_late(region: Region, number: int, contents: tuple[socket.socket, FdSet] | None) -> None:
     if contents is None:
-        region.forget_arrival(number)
+        region.drop(Arrival(number, FdSet()))
     else:
         region.receive(contents[0], Arrival(number, contents[1]))

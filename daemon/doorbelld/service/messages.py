@@ -27,6 +27,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration can't be applied live": "333a8085e8594dff8c3d2d11d617eeb5",
     "descriptor limit": "6342f842fdfa47cba7af37fd5f1fbe47",
     "max-peers is more than the descriptor limit allows": "83b43729b5ea4583993212bf962777db",
+    "descriptor can't be closed": "a6a7971ec8774730a4a69fd2d6909a70",
     "a budget is used up": "f7c6b1339bb649f98df9a63aec421ddd",
     # Regions
     "region serves": "20d0655573f246ae8994cba8c371faf5",
@@ -89,6 +90,8 @@ MESSAGE_IDS: Mapping[str, str] = {
     "the message bus is gone; guests are served on, trying to reconnect": "f2e5455ba1f549f28485bf850c619318",
     "on the message bus again": "b001a95a26004adba4c68d7721481e95",
     "a D-Bus call failed for a reason that is ours": "1a041486e5a544459f5f7a5f6a5aa975",
+    "the objects can't be listed for a reason that is ours": "ff09e874d0a5477f865535d7de36b9f1",
+    "a D-Bus message was dropped": "89966d1f4a3c455ab695cd5f2cde6c2e",
     # polkit
     "polkit is not there; only root and the daemon's own user may change anything": "c23e5c1b6fde42ef841d93c51ebc9534",
     "polkit can't tell; only root and the daemon's own user may change anything": "7ae94579a03844edbabf701deb78aa5e",
