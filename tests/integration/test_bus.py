@@ -277,6 +277,7 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "Uid": os.getuid(),
         "Gid": os.getgid(),
         "VmName": "",
+        "VmNameSource": "",
         "Vectors": VECTORS,
         "Backlog": 0,
         "RingsSent": 0,

@@ -66,6 +66,7 @@ class HangingFiles:
         require("/dev/fuse", "a kernel with FUSE")
         directory.mkdir()
         self.directory = directory
+        self._closed = False
         self._process = start_module("support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang))
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"mounted\n", "FUSE could not be mounted"
@@ -89,9 +90,10 @@ class HangingFiles:
 
     def close(self) -> None:
         """Take it away, and its directory. A second time does nothing."""
-        self.end_server()
-        if not self.directory.exists():
+        if self._closed:
             return
+        self._closed = True
+        self.end_server()
         _libc().umount2(os.fsencode(self.directory), _DETACH)
         self.directory.rmdir()
 
