@@ -5,8 +5,8 @@
 Theory of operation
 -------------------
 A restore that fails has one of two kinds of reasons. What was kept is of no use (`is_lost`): a part is missing, or the
-state is damaged. Then it is dropped, and an object of that name can be made again. Or the reason passes (no descriptor,
-no memory, no thread, a socket that can't be had) or is a bug of ours. Then the keeper goes on keeping all of it: guests
+state can't be read. Then it is dropped, and an object of that name can be made again. Or the reason passes (no
+descriptor, no memory, no thread, a socket that can't be had) or may be a bug of ours. Then the keeper goes on keeping all of it: guests
 notice nothing, no other object gets the name, and the next start of the daemon tries again. The removal of the object
 gives it up.
 """
@@ -17,6 +17,8 @@ import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from json import JSONDecodeError
+from types import NoneType
 from typing import Any
 
 from ..errors import DoorbellError, StateMismatch, in_words
@@ -39,8 +41,13 @@ class Unusable:
 
 
 def is_lost(error: Exception) -> bool:
-    """Say whether *error* tells that what was kept is of no use; if not, it passes, or is a bug of ours."""
-    return isinstance(error, StateMismatch) and not isinstance(error.__cause__, AttributeError)
+    """Say whether *error* tells that what was kept is of no use: a part is missing, or nobody can read it.
+
+    If not, it passes, or is a bug of ours: a state that can be read and can't be right may be one that an older version
+    wrote well and this one takes for damaged.
+    """
+    readable = not isinstance(error.__cause__, NoneType | JSONDecodeError | UnicodeDecodeError | OSError)
+    return isinstance(error, StateMismatch) and not readable
 
 
 def numbers_in(kept: Kept, letter: str) -> list[int]:

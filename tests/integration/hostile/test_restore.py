@@ -27,7 +27,7 @@ if os.path.exists({marker!r}):
     plain = there._rejoin_one
     def planted(region, *rest):
         if region.name == "demo":
-            region.an_attribute_of_the_next_version
+            {bug}
         return plain(region, *rest)
     there._rejoin_one = planted
 """
@@ -41,7 +41,7 @@ class Site:
         self.marker = directory / "spoiled"
         packages = directory / "packages"
         packages.mkdir()
-        (packages / "sitecustomize.py").write_text(BUG.format(marker=str(self.marker)))
+        self.plant("region.an_attribute_of_the_next_version")
         self.daemon = Daemon(directory, CONFIG)
         self.script = directory / "start"
         self.write("true")
@@ -50,6 +50,10 @@ class Site:
             ["sh", self.script],
             environment={"PYTHONPATH": f"{packages}:{os.environ.get('PYTHONPATH', '')}"},
         )
+
+    def plant(self, bug: str) -> None:
+        """Have *bug* happen in the restore of region demo, if the start is spoiled."""
+        (self.directory / "packages/sitecustomize.py").write_text(BUG.format(marker=str(self.marker), bug=bug))
 
     def write(self, before: str) -> None:
         """Have the daemon started after the shell command *before*."""
@@ -86,14 +90,25 @@ def agree(site: Site, first: RawClient, second: RawClient) -> None:
                 assert peer.message() is not None, "the connection was kept"
 
 
-def test_bug_in_the_code_that_restores_costs_no_region(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("bug", "said_of_it"),
+    [
+        ("region.an_attribute_of_the_next_version", "an_attribute_of_the_next_version"),
+        ("raise KeyError('a key of the next version')", "a key of the next version"),
+        ("raise ValueError('a member can not be who it is')", "a member can not be who it is"),
+        ("raise AssertionError('never')", "never"),
+    ],
+    ids=["AttributeError", "KeyError", "ValueError", "AssertionError"],
+)
+def test_bug_in_the_code_that_restores_costs_no_region(site: Site, bug: str, said_of_it: str) -> None:
+    site.plant(bug)
     site.systemd.start()
     with site.join() as first, site.join() as second, site.join("other") as stranger:
         before = [name for name, _ in site.systemd.entries]
         site.marker.touch()
         said = restart(site)
         assert "restore failed; what was kept stays kept" in said
-        assert "Traceback" in said and "an_attribute_of_the_next_version" in said
+        assert "Traceback" in said and said_of_it in said
         assert [name for name, _ in site.systemd.entries] == before
         until(lambda: "not restored: demo" in site.systemd.status)
         with site.join("other") as newcomer:
