@@ -348,7 +348,7 @@ class Region(Ringing):
             if self.clearing.busy:  # the last peer was found to be gone
                 return self._newcomers.hold(sock, arrival)
             self.drop(arrival)
-            if who.program.startswith("qemu"):
+            if "qemu" in who.program:
                 self._refused.tell(sock)
                 self._refuse(str(error))
             else:
