@@ -116,11 +116,9 @@ class Closer:
         with self._lock:
             self._tasks.append(_Task(work, uid, what))
             if self._idle < len(self._tasks) and self._threads < THREADS:
-                self._start(self._run)
-                self._threads += 1
+                self._threads += self._start(self._run)
             if not self._minder:
-                self._start(self._mind)
-                self._minder = True
+                self._minder = self._start(self._mind)
             self._lock.notify_all()
 
     @property
@@ -149,10 +147,13 @@ class Closer:
                 lambda: not self._tasks and all(task.stuck for task in self._busy), timeout=seconds
             )
 
-    def _start(self, target: Callable[[], None]) -> None:
-        """Start a thread; where there is none to be had, the next one that is asked for does the work."""
-        with contextlib.suppress(RuntimeError):
+    def _start(self, target: Callable[[], None]) -> bool:
+        """Start a thread; where there is none to be had, the next `call` tries again, and its thread does the work."""
+        try:
             threading.Thread(target=target, name=THREAD_NAME, daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -195,7 +196,7 @@ class Closer:
         if sum(other.stuck for other in self._busy) >= STUCK_MAX:
             return False
         task.stuck = True
-        self._start(self._run)
+        self._threads += self._start(self._run) - 1
         self._lock.notify_all()
         return True
 

@@ -6,9 +6,9 @@ Theory of operation
 -------------------
 A restore that fails has one of two kinds of reasons. What was kept is of no use (`is_lost`): a part is missing, or the
 state can't be read. Then it is dropped, and an object of that name can be made again. Or the reason passes (no
-descriptor, no memory, no thread, a socket that can't be had) or may be a bug of ours. Then the keeper goes on keeping all of it: guests
-notice nothing, no other object gets the name, and the next start of the daemon tries again. The removal of the object
-gives it up.
+descriptor, no memory, no thread, a socket that can't be had) or may be a bug of ours. Then the keeper goes on keeping
+all of it: guests notice nothing, no other object gets the name, and the next start of the daemon tries again. The
+removal of the object gives it up.
 """
 
 from __future__ import annotations
