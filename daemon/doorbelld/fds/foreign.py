@@ -13,8 +13,9 @@ without asking a file system. All else goes to the `CLOSER`: a queue, and `THREA
 first thing comes. SO_LINGER is taken off each socket first.
 
 A thread that is stuck in one close for `PATIENCE` seconds is given up, and another one is started in its place, up to
-`STUCK_MAX` of them. While one of a user's descriptors is stuck, that user is refused (`Closer.refusal`). Beyond
-`STUCK_MAX`, what comes waits in the queue: descriptors are lost then, but no time.
+`STUCK_MAX` of them. While one of a user's descriptors is stuck, that user is refused (`Closer.refusal`). One user has at
+most `PER_USER` threads; what else there is to close of theirs waits for these. Beyond `STUCK_MAX`, what comes waits in
+the queue. Descriptors are lost then, but no time.
 
 A connection of a stranger is a special case: what its receive queue holds is closed with it. `hang_up` shuts it down,
 after which nothing more can be put in the queue, and then closes it at once if the queue is empty.
@@ -53,6 +54,8 @@ THREADS = 2
 THREAD_NAME = "doorbelld-closer"
 STUCK_MAX = 16
 """How many stuck threads are given up and replaced."""
+PER_USER = 4
+"""How many threads may be at work for one user."""
 PATIENCE = 3.0
 """Seconds after which a thread is stuck."""
 REPORT_PERIOD = 60.0
@@ -101,6 +104,8 @@ class Closer:
     _lock: threading.Condition = field(default_factory=threading.Condition)
     _tasks: deque[_Task] = field(default_factory=deque)
     _busy: set[_Task] = field(default_factory=set)
+    _parked: dict[int | None, deque[_Task]] = field(default_factory=dict)
+    """What waits for other work of the same user."""
     _threads: int = 0  # that are not stuck
     _idle: int = 0
     _minder: bool = False
@@ -123,16 +128,16 @@ class Closer:
 
     @property
     def stuck(self) -> int:
-        """How many threads are stuck."""
+        """How many descriptors can't be closed: those at which a thread is stuck, and those behind them."""
         with self._lock:
-            return sum(task.stuck for task in self._busy)
+            return sum(task.stuck for task in self._busy) + sum(map(len, self._parked.values()))
 
     def refusal(self, uid: int) -> str:
         """Say why user *uid* is refused now; empty if it is not."""
         if not self._busy:  # nearly always
             return ""
         with self._lock:
-            count = sum(task.stuck and task.uid == uid for task in self._busy)
+            count = sum(task.stuck and task.uid == uid for task in self._busy) + len(self._parked.get(uid, ()))
         if not count:
             return ""
         return (
@@ -160,20 +165,32 @@ class Closer:
         while True:
             with self._lock:
                 self._idle += 1
-                while not self._tasks:
+                while (task := self._take()) is None:
                     self._lock.wait()
                 self._idle -= 1
-                task = self._tasks.popleft()
                 task.begun = time.monotonic()
                 self._busy.add(task)
             with contextlib.suppress(OSError):
                 task.work()
             with self._lock:
                 self._busy.discard(task)
+                if parked := self._parked.get(task.uid):
+                    self._tasks.append(parked.popleft())
+                    if not parked:
+                        del self._parked[task.uid]
                 self._lock.notify_all()
                 if task.stuck:  # another thread does its work now
                     return
             del task
+
+    def _take(self) -> _Task | None:
+        """Take the next task of a user who has not as many threads as one may have."""
+        while self._tasks:
+            task = self._tasks.popleft()
+            if sum(other.uid == task.uid for other in self._busy) < PER_USER:
+                return task
+            self._parked.setdefault(task.uid, deque()).append(task)
+        return None
 
     def _mind(self) -> None:
         """Look for threads that are stuck, as long as one is busy."""

@@ -124,18 +124,24 @@ def test_one_user_is_told_of_once_a_minute(closer: Closer, gate: Gate, told: lis
     assert "of a D-Bus caller or a server" in str(told[1])
 
 
-def test_others_are_served_while_threads_are_stuck(closer: Closer, gate: Gate) -> None:
-    for _ in range(foreign.STUCK_MAX):
+def test_one_user_has_few_threads_and_others_are_served(closer: Closer, gate: Gate) -> None:
+    for _ in range(100):
         closer.call(gate, MALLORY)
+    until(lambda: closer.stuck == 100)
+    assert f"100 descriptors that uid {MALLORY} sent" in closer.refusal(MALLORY)
+    assert len(closer._busy) == foreign.PER_USER
     done: list[int] = []
     closer.call(lambda: done.append(1), ALICE)
     until(lambda: done)
-    until(lambda: closer.stuck == foreign.STUCK_MAX)
+    gate.open()
+    until(lambda: gate.passed == 100)
+    until(lambda: closer.stuck == 0)
+    assert not closer._parked
 
 
 def test_beyond_the_bound_what_comes_waits_and_is_done_later(closer: Closer, gate: Gate) -> None:
-    for _ in range(foreign.STUCK_MAX + foreign.THREADS):
-        closer.call(gate, MALLORY)
+    for uid in range(foreign.STUCK_MAX + foreign.THREADS):
+        closer.call(gate, uid)
     until(lambda: closer.stuck == foreign.STUCK_MAX)
     done: list[int] = []
     closer.call(lambda: done.append(1), ALICE)
