@@ -17,6 +17,8 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 PIECES_MAX = 4096
 LAP = 1 << 16
 LENT_MAX = 1 << 20
+"""Bytes of a chain that Python gets; a native device takes `NATIVE_MAX`."""
+NATIVE_MAX = 1 << 32
 
 
 class Region(NamedTuple):
@@ -106,6 +108,7 @@ class Oracle:
     seen: int = 0
     used_idx: int = 0
     notification: bool = True
+    bytes_max: int = LENT_MAX
 
     def available(self) -> set[str] | bool:
         """Tell whether there is something to pop, or which rule is broken."""
@@ -194,8 +197,8 @@ class Oracle:
                 found.writable_bytes += length
             else:
                 found.readable_bytes += length
-            if found.readable_bytes + found.writable_bytes > LENT_MAX:
-                found.wrong.add(f"more than {LENT_MAX} bytes")
+            if found.readable_bytes + found.writable_bytes > self.bytes_max:
+                found.wrong.add("bytes, which is the most that a request may have")
             if max(seen, len(found.readable) + len(found.writable)) > most:
                 found.wrong.add("buffers")
             if not flags & NEXT:

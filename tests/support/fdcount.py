@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from doorbelld.fds.foreign import CLOSER, THREAD_NAME
 
 _DEADLINE = 5.0
+_WAITING = ("doorbelld-helper", THREAD_NAME)
+"""Names of threads that wait for more work for a while."""
 
 
 def open_fds() -> dict[int, str]:
@@ -56,6 +58,11 @@ def no_descriptor_left() -> Iterator[None]:
             os.close(fd)
 
 
+def threads() -> int:
+    """Count threads, but for those that wait for something to close or to look up."""
+    return sum(thread.name not in _WAITING for thread in threading.enumerate())
+
+
 def _helped() -> bool:
     return any(thread.name == "doorbelld-helper" for thread in threading.enumerate())
 
@@ -78,9 +85,7 @@ def no_leaks() -> Iterator[None]:
     assert not leaked, f"leaked descriptors: {leaked}"
     assert not lost, f"descriptors that were open before are gone or lead elsewhere: {lost}"
     new = (thread for thread in threading.enumerate() if thread not in threads)
-    started = [
-        thread for thread in new if thread.name not in ("doorbelld-helper", THREAD_NAME)
-    ]  # which waits for more work for a while
+    started = [thread for thread in new if thread.name not in _WAITING]
     assert not started, f"leaked threads: {started}"
 
 

@@ -232,7 +232,9 @@ class Session:
                 self._hold_memory()
         self._watcher.negotiated()
 
-    async def _rem_mem_reg(self, payload: SingleMemoryRegion, message: Message) -> None:
+    async def _rem_mem_reg(self, payload: Payload, message: Message) -> None:
+        if not isinstance(payload, SingleMemoryRegion):
+            raise Refused("postcopy is not offered")
         r = payload.region
         async with self._engine.still():
             self._engine.memory.remove(r.guest_addr, r.size, r.user_addr)
