@@ -89,13 +89,12 @@ class HangingFiles:
             self._process.communicate()
 
     def close(self) -> None:
-        """Take it away, and its directory. A second time does nothing."""
+        """Take it away, but not its directory. A second time does nothing."""
         if self._closed:
             return
         self._closed = True
         self.end_server()
         _libc().umount2(os.fsencode(self.directory), _DETACH)
-        self.directory.rmdir()
 
     def __enter__(self) -> HangingFiles:
         return self
