@@ -55,6 +55,7 @@ class _Call(Generic[T]):
     loop: asyncio.AbstractEventLoop | None
     done: Callable[[T | None, BaseException | None], None]
     late: Callable[[T], None]
+    unbegun: Callable[[], None] = lambda: None
     timer: asyncio.TimerHandle | None = None
     running: bool = False
     over: bool = False
@@ -92,21 +93,27 @@ class Helpers:
         done: Callable[[T | None, BaseException | None], None],
         *,
         late: Callable[[T], None] = lambda result: None,
+        unbegun: Callable[[], None] = lambda: None,
     ) -> None:
         """Call *work* in a thread, then *done* with its result or its exception on the running event loop.
 
         *done* gets `HelperTimeout` after *timeout* seconds. *late* gets a result that comes after that, in the thread.
+        *unbegun* is called if *work* never will be: it releases what *work* would have released.
 
         Raises:
             HelperTimeout: *owner* has as many stuck calls as it may, or no thread can be had; *work* is not called.
         """
         loop = asyncio.get_running_loop()
-        with self._condition:
-            if self._stuck[owner] >= self._per_owner or self._stuck.total() >= self._threads_max:
-                raise HelperTimeout("earlier calls of that kind have not ended yet")
-            call = _Call(owner, work, loop, done, late)
-            self._enter(call)
-            call.timer = loop.call_later(timeout, self._expire, call, timeout)
+        try:
+            with self._condition:
+                if self._stuck[owner] >= self._per_owner or self._stuck.total() >= self._threads_max:
+                    raise HelperTimeout("earlier calls of that kind have not ended yet")
+                call = _Call(owner, work, loop, done, late, unbegun)
+                self._enter(call)
+                call.timer = loop.call_later(timeout, self._expire, call, timeout)
+        except HelperTimeout:
+            unbegun()
+            raise
 
     def forget(self, owner: Hashable, work: Callable[[], object]) -> None:
         """Call *work* in a thread, whose result and errors are of no interest to anybody: a close, say.
@@ -187,6 +194,8 @@ class Helpers:
                 self._held[call.owner].remove(call)
                 if not self._held[call.owner]:
                     del self._held[call.owner]
+        if not call.running:
+            call.unbegun()
         call.done(None, HelperTimeout(f"no answer within {timeout:g} s"))
 
     def _serve(self) -> None:

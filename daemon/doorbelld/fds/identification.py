@@ -10,6 +10,7 @@ after `TIMEOUT` it is let in or refused without the name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -58,27 +59,28 @@ class Lookup:
         except ProcessLookupError:
             return
         pid = self._who.pid
-        self._ask(("command line", self._who.uid), partial(said_name, pid, process), self._take_name, process)
+        unbegun = process.close if process is not None else lambda: None
+        self._ask(("command line", self._who.uid), partial(said_name, pid, process), self._take_name, unbegun)
 
     def _take_name(self, name: str) -> None:
         self._who = replace(self._who, vm_name=name, unread=False)
 
     def _ask(
-        self, owner: tuple[str, str | int], work: Callable[[], T], take: Callable[[T], None], held: Fd | None = None
+        self,
+        owner: tuple[str, str | int],
+        work: Callable[[], T],
+        take: Callable[[T], None],
+        unbegun: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have *work* done, whose result *take* gets if it comes in time; *held* is closed if it is not begun."""
+        """Have *work* done, whose result *take* gets if it comes in time; see `helpers.Helpers.submit`."""
 
         def done(result: T | None, error: BaseException | None) -> None:
             if error is None:
                 take(result)  # type: ignore[arg-type]  # with no error it is a result
             self._one_less()
 
-        try:
-            helpers.shared.submit(owner, work, TIMEOUT, done)
-        except HelperTimeout:
-            if held is not None:
-                held.close()
-        else:
+        with contextlib.suppress(HelperTimeout):
+            helpers.shared.submit(owner, work, TIMEOUT, done, unbegun=unbegun)
             self._left += 1
 
     def _one_less(self) -> None:

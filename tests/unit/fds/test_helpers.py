@@ -88,6 +88,38 @@ def test_calls_of_one_owner_take_turns(hanging: Hanging) -> None:
     asyncio.run(run())
 
 
+def test_calls_that_never_begin_are_told_of(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        helpers = Helpers(per_owner=1)
+        ends: list[str] = []
+
+        def submit(name: str) -> None:
+            helpers.submit(
+                "bad", hanging, SHORT, lambda result, error: ends.append(name), unbegun=lambda: ends.append("un" + name)
+            )
+
+        submit("first")
+        submit("second")  # which waits for the first
+        while len(ends) < 3:
+            await asyncio.sleep(SHORT)
+        assert ends == ["first", "unsecond", "second"]
+        with pytest.raises(HelperTimeout):
+            submit("third")
+        assert ends[3:] == ["unthird"]
+
+        def none(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none)
+            helpers = Helpers()
+            with pytest.raises(HelperTimeout, match="no thread"):
+                submit("fourth")
+        assert ends[4:] == ["unfourth"]
+
+    asyncio.run(run())
+
+
 def test_cancelled_caller_releases_the_result(hanging: Hanging) -> None:
     async def run() -> None:
         helpers, late = Helpers(), asyncio.Event()
