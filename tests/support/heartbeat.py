@@ -64,7 +64,7 @@ class Footprint:
         status = (proc / "status").read_text()
         found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)
         assert found is not None
-        mappings = (proc / "maps").read_text().count("\n")
+        mappings = sum(not line.endswith(".so") for line in (proc / "maps").read_text().splitlines())
         return cls(len(os.listdir(proc / "fd")), len(os.listdir(proc / "task")), mappings, int(found[1]) << 10)
 
     def exceeds(self, before: Footprint, threads: int) -> bool:
@@ -72,7 +72,7 @@ class Footprint:
         return (
             self.descriptors > before.descriptors
             or self.threads > before.threads + threads
-            or self.mappings > before.mappings + MAPPINGS_MARGIN + 3 * threads
+            or self.mappings > before.mappings + MAPPINGS_MARGIN + 4 * threads
             or self.memory > before.memory + MEMORY_MARGIN
         )
 

@@ -13,9 +13,9 @@ without asking a file system. All else goes to the `CLOSER`: a queue, and `THREA
 first thing comes. SO_LINGER is taken off each socket first.
 
 A thread that is stuck in one close for `PATIENCE` seconds is given up, and another one is started in its place, up to
-`STUCK_MAX` of them. While one of a user's descriptors is stuck, that user is refused (`Closer.refusal`). One user has at
-most `PER_USER` threads; what else there is to close of theirs waits for these. Beyond `STUCK_MAX`, what comes waits in
-the queue. Descriptors are lost then, but no time.
+`STUCK_MAX` of them. While one of a user's descriptors is stuck, that user is refused (`Closer.refusal`). One user has
+at most `PER_USER` threads; what else there is to close of theirs waits for these. Beyond `STUCK_MAX`, what comes waits
+in the queue. Descriptors are lost then, but no time.
 
 A connection of a stranger is a special case: what its receive queue holds is closed with it. `hang_up` shuts it down,
 after which nothing more can be put in the queue, and then closes it at once if the queue is empty.
