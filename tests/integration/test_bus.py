@@ -785,7 +785,7 @@ def test_the_policy_for_the_system_bus(short_path: Path) -> None:
     with bus, Daemon(short_path, bus=bus.address) as daemon:
         _stranger_may_look_only(bus, daemon)
         done = as_nobody("busctl", f"--address={bus.address}", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus",
-                         "org.freedesktop.DBus", "RequestName", "su", NAME, "4")  # fmt: skip
+                         "org.freedesktop.DBus", "RequestName", "su", NAME, "6")  # fmt: skip
         assert done.returncode != 0
         with Client(bus.address) as client:
             client.subscribe()

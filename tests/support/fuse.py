@@ -60,14 +60,19 @@ _ROOT = 1
 
 
 class HangingFiles:
-    """The file system at *directory*, which is made; *hang* are names of `OPERATIONS`."""
+    """The file system at *directory*, which is made; *hang* are names of `OPERATIONS`.
 
-    def __init__(self, directory: Path, *hang: str) -> None:
+    With *init* it is mounted in the mount namespace of that process, where *directory* is there already.
+    """
+
+    def __init__(self, directory: Path, *hang: str, init: int = 0) -> None:
         require("/dev/fuse", "a kernel with FUSE")
-        directory.mkdir()
+        if not init:
+            directory.mkdir()
         self.directory = directory
-        self._closed = False
-        self._process = start_module("support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang))
+        self._closed, self._init = False, init
+        numbers = (str(OPERATIONS[name]) for name in hang)
+        self._process = start_module("support.fuse", str(init), str(directory), *numbers)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"mounted\n", "FUSE could not be mounted"
 
@@ -94,6 +99,8 @@ class HangingFiles:
             return
         self._closed = True
         self.end_server()
+        if self._init:  # it goes with that namespace
+            return
         _libc().umount2(os.fsencode(self.directory), _DETACH)
 
     def __enter__(self) -> HangingFiles:
@@ -162,8 +169,12 @@ def _take_orders(hang: set[int]) -> None:
 
 
 def _main() -> None:
-    directory, *hang = sys.argv[1:]
+    init, directory, *hang = sys.argv[1:]
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    if int(init):
+        with open(f"/proc/{init}/ns/mnt") as namespace:
+            if _libc().setns(namespace.fileno(), 0):
+                sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
     if _libc().mount(b"fuse", os.fsencode(directory), b"fuse", 0, options.encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")

@@ -5,6 +5,10 @@
 While there is no bus the guests are served as ever; only nobody is told. `run` connects, owns the name, hands the
 connection's writer to the router, waits until the bus goes away, and starts over with a back-off. Losing the bus loses
 signals only: who cares reads the objects again when our name is owned again.
+
+A daemon that was killed while one of its threads is stuck in the kernel (`..fds.foreign`) stays connected, and goes on
+owning the name. Its successor takes the name over, which the first one must have allowed when it asked for it. The
+policy of the bus says who may own the name at all.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import BusUnavailable
+from ..fds.peercred import is_dead
 from ..host.host import Host
 from ..log import get_logger
 from . import polkit
@@ -29,7 +34,7 @@ from .writer import Writer
 
 log = get_logger()
 
-_DO_NOT_QUEUE = 4
+_ALLOW_REPLACEMENT, _REPLACE_EXISTING, _DO_NOT_QUEUE = 1, 2, 4
 _PRIMARY_OWNER = 1
 _RETRY_FIRST = 0.1
 _RETRY_MAX = 5.0
@@ -122,12 +127,24 @@ class Connection:
                 bus.add_message_handler(self._polkit.hear)
                 for rule in polkit.RULES:
                     await self._order("AddMatch", "s", [rule])
-            if await self._order("RequestName", "su", [BUS_NAME, _DO_NOT_QUEUE]) != _PRIMARY_OWNER:
+            if not await self._own() and not (await self._owner_is_dead() and await self._own(_REPLACE_EXISTING)):
                 raise BusUnavailable("another doorbelld owns it; stop that one, or use another --bus")
         except Exception as error:
             self._drop()
             raise BusUnavailable(f"can't own {BUS_NAME} on {address}: {error}") from error
         return address
+
+    async def _own(self, more: int = 0) -> bool:
+        """Ask for our name, with *more* flags; say whether it is ours now."""
+        flags = _DO_NOT_QUEUE | _ALLOW_REPLACEMENT | more
+        return bool(await self._order("RequestName", "su", [BUS_NAME, flags]) == _PRIMARY_OWNER)
+
+    async def _owner_is_dead(self) -> bool:
+        """Say whether the process that owns our name is dead but for a thread that is stuck."""
+        try:
+            return is_dead(await self._order("GetConnectionUnixProcessID", "s", [BUS_NAME]))
+        except BusUnavailable:  # it has left the bus meanwhile, or the bus does not know
+            return False
 
     def _lost(self, error: Exception) -> None:
         self._silence()

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from ..errors import SocketInUse, SocketUnavailable
 from . import foreign
 from .owned import Fd
-from .peercred import credentials
+from .peercred import credentials, is_dead
 
 BACKLOG = 1024
 _ID_MAX = (1 << 32) - 2  # the last one stands for "leave it"
@@ -264,9 +264,7 @@ def _is_dead(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
-            pid = credentials(probe).pid
-            with open(f"/proc/{pid}/stat", "rb") as stat_file:
-                return pid > 0 and stat_file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+            return is_dead(credentials(probe).pid)
         except OSError:  # it has ended, or takes no more connections
             return False
 

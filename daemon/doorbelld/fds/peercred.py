@@ -151,6 +151,11 @@ def has_ended(process: Fd) -> bool:
     return bool(poll.poll(0))
 
 
+def is_dead(pid: int) -> bool:
+    """Say whether process *pid* is dead but still there: a thread of it is stuck, or nobody has waited for it."""
+    return pid > 0 and _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"])
+
+
 def said_name(pid: int, process: Fd | None) -> str:
     """Read what VM the process *pid* says that it is, on its command line; empty if it says nothing, or has ended.
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from array import array
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.daemon import Daemon
-from support.dbusclient import Client, until
+from support.dbusclient import BusDaemon, Client, until
 from support.fuse import HangingFiles
 from support.heartbeat import Attack, Watched, under_way, watched
 from support.rawclient import RawClient
@@ -224,6 +225,28 @@ def test_killed_daemon_with_a_stuck_thread_does_not_block_its_successor(place: P
             assert dead.poll() is None, "nothing of it is stuck"
             with daemon, RawClient(str(daemon.socket("attacked"))) as peer:
                 assert peer.greet(4).id == 0
+            files.close()
+        dead.wait(20)
+
+
+def test_killed_daemon_with_a_stuck_thread_leaves_its_name_to_its_successor(place: Path) -> None:
+    """Its connection to the bus stays, and nobody else may have the name while it lives."""
+    with BusDaemon(place) as bus, HangingFiles(place / "fuse", "FLUSH") as files:
+        daemon = Daemon(place, CONFIG, bus=bus.address).start()
+        assert daemon.process is not None
+        with Attack(attack_sockets, [str(daemon.socket("attacked-rng"))], ["kick"], files.path(), uid=NOBODY):
+            until(lambda: daemon.times("descriptor can't be closed") == 1, "a stuck thread")
+            (place / "second").mkdir()
+            with pytest.raises(AssertionError, match="another doorbelld owns it"):
+                Daemon(place / "second", bus=bus.address).start()
+            dead, daemon.process = daemon.process, None
+            dead.send_signal(signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                dead.wait(0.5)
+            assert dead.poll() is None, "nothing of it is stuck"
+            for _ in range(2):
+                with daemon, Client(bus.address) as client:
+                    assert client.get("/region/attacked", "Region", "PeerCount") == 0
             files.close()
         dead.wait(20)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from doorbelld.fds.peercred import (
     Credentials,
     credentials,
     identify,
+    is_dead,
     process_name,
     process_of,
     said_name,
@@ -213,3 +215,12 @@ def test_identity_is_the_same_after_a_restart_and_nobody_elses() -> None:
 )
 def test_units_that_are_called_something_else_each_time_are_no_part_of_the_identity(unit: str) -> None:
     assert Credentials(1, 0, 0, "x", unit).identity == Credentials(1, 0, 0, "x").identity
+
+
+def test_zombie_is_dead_and_others_are_not() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_dead(child.pid)
+    assert not is_dead(child.pid)
+    assert not is_dead(os.getpid())
+    assert not is_dead(0)
