@@ -186,7 +186,7 @@ class Daemon:
         counts |= {what: count for what, count in others.items() if count}
         words = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
         if unrestored := host.unrestored:
-            words.append(f"not restored: {' '.join(unrestored)}")
+            words.append(f"not restored: {' '.join(name for _, name, _ in unrestored)}")
         return ", ".join(words)
 
     def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -299,6 +299,7 @@ def test_every_property(api: Any, daemon: Daemon, peer: RawClient, library: dict
         "DescriptorLimit",
         "DescriptorsInUse",
         "StuckDescriptors",
+        "Unrestored",
         "Limits",
     }
 

@@ -190,6 +190,11 @@ class ManagerView(View, interface=MANAGER):
         """Closes that wait."""
         return CLOSER.stuck
 
+    @prop("Unrestored")
+    def unrestored(self) -> list[list[str]]:
+        """What could not be restored and stays kept."""
+        return [[kind, name, library.text(reason)] for kind, name, reason in self._host.unrestored]
+
     @prop("Limits")
     def limits(self) -> dict[str, list[int]]:
         """Used, limit and refused of each budget."""

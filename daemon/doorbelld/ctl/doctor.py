@@ -38,6 +38,7 @@ CHECKS: dict[str, Callable[[View], Iterator[Finding]]] = {
     "descriptors": service.descriptors,
     "limits": service.budgets,
     "descriptor store": service.store,
+    "restart": service.unrestored,
     "datagrams": service.datagrams,
     "sockets": access.sockets,
     "stale sockets": access.stale,

@@ -227,7 +227,8 @@ _REMOVALS = {
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
     async def ask(daemon: Daemon) -> tuple[str, list[str]]:
         found = await daemon.kind_of(name, [kind] if kind else KINDS)
-        return found, await _connected(daemon, found, name)
+        there = [] if found in await daemon.unrestored(name) else await _connected(daemon, found, name)
+        return found, there
 
     found, names = session.run(ask)
     there = _in_words(found, names)

@@ -255,9 +255,10 @@ class Host:
         self._emit(RegionAdded(region, revived=True))
 
     @property
-    def unrestored(self) -> list[str]:
-        """Names of regions, clients and flat devices that stay kept though they could not be restored."""
-        return [*self._unrestored, *self._clients.unrestored, *self._flats.unrestored]
+    def unrestored(self) -> list[tuple[str, str, str]]:
+        """Kind (a table of the configuration), name and reason of what stays kept though it could not be restored."""
+        there = (("region", self._unrestored), ("client", self._clients.unrestored), ("flat", self._flats.unrestored))
+        return [(kind, name, remains.trouble) for kind, found in there for name, (remains, _) in found.items()]
 
     def keep(self, keeper: Keeper) -> bool:
         """Leave a record of all regions, clients and flat devices with *keeper*; False if there is no room."""
@@ -531,6 +532,7 @@ class Host:
                 name: {"used": used, "limit": limit, "refused": refused}
                 for name, (used, limit, refused) in self.limits().items()
             },
+            "unrestored": [dict(zip(("kind", "name", "reason"), one, strict=True)) for one in self.unrestored],
             "regions": {
                 name: describe_region(region, self._refusals.get(name, ()))
                 for name, region in sorted(self.regions.items())

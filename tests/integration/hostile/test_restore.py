@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -17,6 +18,8 @@ from support.dbusclient import Client, until
 from support.fakesystemd import FakeSystemd
 from support.needs import require
 from support.rawclient import RawClient
+
+from ..test_ctl import Ctl
 
 VECTORS = 2
 CONFIG = f"[region.demo]\nvectors = {VECTORS}\n[region.other]\nvectors = {VECTORS}\n"
@@ -139,8 +142,21 @@ def test_region_that_was_not_restored_can_be_given_up(site: Site) -> None:
     with site.join() as first:
         site.marker.touch()
         restart(site)
+        ctl = Ctl(site.daemon.bus)
+        assert "not restored: region demo: " in ctl() and "what it had is kept" in ctl()
+        done = ctl.run("doctor", "--json")
+        (found,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "restart")
+        assert (done.returncode, found["level"]) == (1, "wrong")
+        assert found["cure"].endswith("doorbellctl remove --kind region demo")
         with Client(site.daemon.bus) as client:
-            client.call("", "Manager", "RemoveRegion", "s", "demo")
+            ((kind, name, why),) = client.get("", "Manager", "Unrestored")
+            assert (kind, name) == ("region", "demo") and "an_attribute_of_the_next_version" in why
+            client.call(
+                "", "Manager", "CreateDevice", "ssa{sv}", "demo", "rng", {"socket": ("s", str(site.directory / "rng"))}
+            )
+            assert '"demo" is a device and a region; say which' in ctl.refused("remove", "demo")
+            assert ctl("remove", "--kind", "region", "demo") == "removed region demo\n"
+            assert client.get("", "Manager", "Unrestored") == []
             until(lambda: not any(name.startswith("r1.") for name, _ in site.systemd.entries))
         first.until_eof()
         site.marker.unlink()

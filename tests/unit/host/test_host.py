@@ -415,7 +415,7 @@ async def test_region_whose_state_can_not_be_opened_for_want_of_descriptors_stay
     monkeypatch.setattr(Ledger, "adopt", adopt)
     (unusable,) = second.revive(kept_by(satchel), {}, Kept())
     assert "Too many open files" in unusable.reason
-    assert list(second.regions) == ["b"] and second.unrestored == ["r1"]
+    assert list(second.regions) == ["b"] and [name for _, name, _ in second.unrestored] == ["r1"]
     assert "r1.state" in satchel.copies and "r1.memory" in satchel.copies
 
 
@@ -511,7 +511,7 @@ async def test_restore_that_fails_for_another_reason_than_the_state_keeps_everyt
         patched.setattr(f"doorbelld.ivshmem.{where}", fail)
         (unusable,) = second.revive(kept, {}, Kept())
     assert unusable.name == "a" and unusable.cause is not None and error in (unusable.cause, unusable.cause.__cause__)
-    assert set(satchel.copies) == names and second.unrestored == ["a"] and not second.regions
+    assert set(satchel.copies) == names and [name for _, name, _ in second.unrestored] == ["a"] and not second.regions
     with pytest.raises(RegionExists, match=r"could not be restored .*; what it had is kept: restart the daemon to try"):
         await second.create_region(RegionSpec("a"))
     third = Host(asyncio.get_running_loop(), second.runtime_directory, 1000, satchel)

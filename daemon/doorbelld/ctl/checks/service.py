@@ -168,6 +168,22 @@ def budgets(view: View) -> Iterator[Finding]:
             yield fine(words)
 
 
+def unrestored(view: View) -> Iterator[Finding]:
+    """All that was kept over the last restart could be restored."""
+    known = (view.known or {}).get("unrestored")
+    if known is None:
+        yield skipped("the daemon was not reached, or does not tell")
+        return
+    for one in known:
+        yield wrong(
+            f'{one["kind"]} "{one["name"]}" could not be restored: {one["reason"]}',
+            "remove the cause, then restart doorbelld; or give it up, which ends the connections to it: "
+            f"doorbellctl remove --kind {one['kind']} {one['name']}",
+        )
+    if not known:
+        yield fine("nothing is missing since the last restart")
+
+
 def _cost(region: dict[str, object]) -> int:
     peers, vectors = region["max-peers"], region["vectors"]
     assert isinstance(peers, int)
