@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Self
 
 from ..errors import MemoryUnavailable, ServerClosed
 from ..fds import limits, native
+from ..fds.foreign import is_shared_memory
 from ..fds.keeper import Keeper
 from ..fds.owned import Fd
 from ..wire.ivshmem import MESSAGE
@@ -365,6 +366,16 @@ class HostClient:
     # What the link tells
 
     def _accept(self, memory: Fd) -> None:
+        """Look whether *memory* of the server can be used: only what can't make us wait, unless the spec says so.
+
+        Raises:
+            MemoryUnavailable: it can't.
+        """
+        if self.spec.memory != "any" and not is_shared_memory(memory.fileno()):
+            raise MemoryUnavailable(
+                "the server's memory is a file neither of shmem nor of hugetlbfs, which can make the daemon wait; "
+                f'if the server is to be trusted, set memory = "any" in [{self.spec.KIND}.{self.name}]'
+            )
         map_memory(memory).close()
 
     def _changed(self, change: Change) -> None:

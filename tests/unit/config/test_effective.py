@@ -156,9 +156,10 @@ def test_defaults_are_what_the_specs_say(tmp_path: Path) -> None:
 def test_clients_and_flat_devices_have_all_keys() -> None:
     made = config('[client.lab]\nsocket = "/s"\n[flat.mcu]\nsocket = "/s"\nmemory-size = "4M"\n[client.wrong]\n')
     known = tables(made)
-    assert known["client"]["lab"] == {"vectors-max": 64, "reconnect": True, "socket": "/s"}
-    assert known["flat"]["mcu"] == {"vectors-max": 64, "reconnect": True, "socket": "/s", "memory-size": "4M"}
-    assert known["client"]["wrong"] == {"vectors-max": 64, "reconnect": True}
+    common = {"vectors-max": 64, "reconnect": True, "memory": "shared"}
+    assert known["client"]["lab"] == {**common, "socket": "/s"}
+    assert known["flat"]["mcu"] == {**common, "socket": "/s", "memory-size": "4M"}
+    assert known["client"]["wrong"] == common
     said = as_toml(made)
     assert "[client.lab]  # a:1\n" in said
     assert 'memory-size = "4M"  # a:5\n' in said
