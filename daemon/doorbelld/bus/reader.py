@@ -42,7 +42,7 @@ _CACHE_MAX = 1024
 _REPLY_MAX = 512 << 10
 """Bytes of a reply; the largest that we wait for says who a caller is, with 65,536 groups at most."""
 _SIGNAL_MAX = 4 << 10
-_PAIR = struct.Struct("<HH4x")
+_TWO, _PAIR = struct.Struct("<HH"), struct.Struct("<HH4x")
 _METHOD_CALL, _METHOD_RETURN, _ERROR, _SIGNAL = 1, 2, 3, 4
 
 
@@ -55,7 +55,7 @@ def _one(raw: bytes) -> list[Any] | None:
 
 
 def _two(raw: bytes) -> list[Any] | None:
-    return list(struct.unpack("<HH", raw)) if len(raw) == 4 else None
+    return list(_TWO.unpack(raw)) if len(raw) == 4 else None
 
 
 def _pairs(raw: bytes) -> list[Any] | None:
@@ -172,25 +172,25 @@ class Reader:
             if end - start < wanted:
                 break
             sizes = header.sizes(data, start)
-            if sizes.header > _HEADER_MAX:
-                self._drop(f"a header of {sizes.header} bytes")
-                self._unwanted = sizes.header + sizes.body
+            wanted, fields, body, _ = sizes
+            whole = wanted + body
+            if wanted > _HEADER_MAX:
+                self._drop(f"a header of {wanted} bytes")
+                self._unwanted = whole
                 continue
-            wanted = sizes.header
             if end - start < wanted:
                 break
-            fields_end = start + header.FIXED + sizes.fields
             try:
-                known = self._look(data, start, fields_end)
+                known = self._look(data, start, start + header.FIXED + fields)
             except ValueError as error:
                 self._drop(str(error))
-                self._unwanted = sizes.header + sizes.body
+                self._unwanted = whole
                 continue
-            if sizes.body > known.size_max:
+            if body > known.size_max:
                 self._refuse(known, sizes)
-                self._unwanted = sizes.header + sizes.body
+                self._unwanted = whole
                 continue
-            wanted += sizes.body
+            wanted = whole
             if end - start < wanted:
                 break
             self._take(known, data, start, sizes)
@@ -224,28 +224,18 @@ class Reader:
     def _take(self, known: _Known, data: bytes, start: int, sizes: header.Sizes) -> None:
         """Hand on a whole message."""
         found, size_max = known
-        body = start + sizes.header
+        before, _, size, serial = sizes
+        body = start + before
         if found.kind != _METHOD_CALL:
-            self._hand_on(found, data[start : body + sizes.body])
+            self._hand_on(found, data[start : body + size])
             return
-        raw = data[body : body + sizes.body]
+        raw = data[body : body + size]
         big = data[start] == header.BIG
-        decode = _DECODERS.get(found.signature)
+        _, flags, path, interface, member, sender, signature, _ = found
+        decode = _DECODERS.get(signature)
+        arguments = decode(raw) if decode is not None and not big else None
         self._call(
-            MethodCall(
-                found.path,
-                found.interface,
-                found.member,
-                found.sender,
-                found.signature,
-                found.flags,
-                sizes.serial,
-                raw,
-                sizes.body,
-                size_max,
-                big,
-                decode(raw) if decode is not None and not big else None,
-            )
+            MethodCall(path, interface, member, sender, signature, flags, serial, raw, size, size_max, big, arguments)
         )
 
     def _hand_on(self, found: header.Header, raw: bytes) -> None:

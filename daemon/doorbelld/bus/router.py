@@ -39,8 +39,8 @@ from .writer import Writer, empty_return, error_return, prefixed_return
 log = get_logger()
 
 _METHOD_CALL = MessageType.METHOD_CALL
-_NO_REPLY_EXPECTED = MessageFlag.NO_REPLY_EXPECTED
-_INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+_NO_REPLY_EXPECTED = int(MessageFlag.NO_REPLY_EXPECTED.value)  # as flags of an enumeration they take longer
+_INTERACTIVE = int(MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION.value)
 _FREEDESKTOP_ERROR = "org.freedesktop.DBus.Error"
 _STANDARD = (DBUS_PEER, INTROSPECTABLE, PROPERTIES)
 _STANDARD_METHODS = frozenset(("Introspect", "Get", "GetAll", "Set", "GetManagedObjects"))
@@ -118,9 +118,12 @@ class Router:
     def _dispatch(self, msg: MethodCall) -> Any:
         """Call what *msg* names: gives (signature, value), an awaitable of it, or None if it is answered elsewhere."""
         who = self._authority.trusted(msg.sender)
-        if who is not None:
-            with shown(addresses=True):
+        if who is not None:  # as of most who ring: `shown`, written out
+            before, SHOWN.addresses = SHOWN.addresses, True
+            try:
                 return self._begin(msg, who)
+            finally:
+                SHOWN.addresses = before
         if _is_of_peer(msg):
             return self._answer_peer(msg)
         action = self._actions.get((msg.interface, msg.member), Action.INSPECT)
@@ -134,7 +137,7 @@ class Router:
 
     def _begin_as(self, msg: MethodCall, who: Credentials) -> Any:
         """Do the same for a caller who had to be looked up, or asked about."""
-        with shown(addresses=self._authority.trusts(who)):
+        with shown(self._authority.trusts(who)):
             return self._begin(msg, who)
 
     def _begin(self, msg: MethodCall, who: Credentials | None) -> Any:
@@ -245,7 +248,7 @@ class Router:
             )
 
     def _describe_for(self, trusted: bool, view: View) -> dict[str, dict[str, Any]]:
-        with shown(addresses=trusted):
+        with shown(trusted):
             return self.describe(view)
 
     @staticmethod
@@ -351,7 +354,7 @@ class Router:
     def _send(self, writer: Writer, fds: list[Fd], **fields: Any) -> None:
         """Write a message that wants no reply; *fds* are taken over."""
         numbers = [fd.fileno() for fd in fds]
-        message = Message(flags=_NO_REPLY_EXPECTED, serial=self.next_serial(), unix_fds=numbers, **fields)
+        message = Message(flags=MessageFlag.NO_REPLY_EXPECTED, serial=self.next_serial(), unix_fds=numbers, **fields)
         writer.write(message._marshall(True), fds)
 
 

@@ -24,6 +24,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from ..fds.owned import Fd
@@ -35,7 +36,7 @@ _FULL = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _FULL_SECONDS = 0.01
 
 _FIXED = struct.Struct("<4BIII")
-_RETURN = struct.Struct("<4BIII4BI4BI")
+_RETURN = struct.Struct("<8sII4sI")
 _NO_REPLY_EXPECTED = 1
 _METHOD_RETURN = 2
 _ERROR = 3
@@ -44,6 +45,8 @@ _ERROR_NAME = 4
 _REPLY_SERIAL = 5
 _DESTINATION = 6
 _SIGNATURE = 8
+_START = bytes([ord("l"), _METHOD_RETURN, _NO_REPLY_EXPECTED, _PROTOCOL, 0, 0, 0, 0])
+_REPLY_SERIAL_FIELD = bytes([_REPLY_SERIAL, 1, ord("u"), 0])
 
 
 def empty_return(serial: int, reply_serial: int, destination: str) -> bytes:
@@ -51,14 +54,16 @@ def empty_return(serial: int, reply_serial: int, destination: str) -> bytes:
 
     The libraries take longer for this one than for everything else that a ring needs.
     """
+    fields, end = _destination(destination)
+    return _RETURN.pack(_START, serial, fields, _REPLY_SERIAL_FIELD, reply_serial) + end
+
+
+@lru_cache(maxsize=256)
+def _destination(destination: str) -> tuple[int, bytes]:
+    """Give how long the fields of an `empty_return` are, and its last one with the padding behind it."""
     name = destination.encode()
-    message = _RETURN.pack(
-        *(ord("l"), _METHOD_RETURN, _NO_REPLY_EXPECTED, _PROTOCOL, 0, serial, 17 + len(name)),
-        *(_REPLY_SERIAL, 1, ord("u"), 0, reply_serial),
-        *(_DESTINATION, 1, ord("s"), 0, len(name)),
-    )
-    message += name + b"\0"
-    return message + bytes(-len(message) % 8)
+    end = struct.pack("<4BI", _DESTINATION, 1, ord("s"), 0, len(name)) + name + b"\0"
+    return 17 + len(name), end + bytes(-len(end) % 8)
 
 
 def prefixed_return(serial: int, reply_serial: int, destination: str, signature: str, size: int) -> bytes:

@@ -56,6 +56,7 @@ class Stage:
             self._begin,
             lambda call, why: self.refused.append((call, why)),
             self.users.get,
+            clock=self.loop.time,
         )
         self._serial = 0
 

@@ -12,8 +12,6 @@ own user, who may do everything; others, and all signals, have 0 in their place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ..names import DEVICE, PEER, REGION
@@ -49,14 +47,19 @@ class Disclosure:
 SHOWN = Disclosure()
 
 
-@contextmanager
-def shown(*, addresses: bool) -> Iterator[None]:
-    """Show that to whoever is answered in the body."""
-    before, SHOWN.addresses = SHOWN.addresses, addresses
-    try:
-        yield
-    finally:
-        SHOWN.addresses = before
+class shown:
+    """Show that to whoever is answered in the body of a ``with``; each call of a method passes here."""
+
+    __slots__ = ("_addresses", "_before")
+
+    def __init__(self, addresses: bool) -> None:
+        self._addresses = addresses
+
+    def __enter__(self) -> None:
+        self._before, SHOWN.addresses = SHOWN.addresses, self._addresses
+
+    def __exit__(self, *_: object) -> None:
+        SHOWN.addresses = self._before
 
 
 def of_all(interfaces: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ FIXED = 16
 LITTLE, BIG = ord("l"), ord("B")
 MESSAGE_MAX = 128 << 20  # D-Bus Specification, "Message Format"
 _DEPTH_MAX = 64
+_LITTLE, _BIG = struct.Struct("<III"), struct.Struct(">III")
 _FIXED_SIZES = {"y": 1, "b": 4, "n": 2, "q": 2, "i": 4, "u": 4, "x": 8, "t": 8, "d": 8, "h": 4}
 _ALIGNMENTS = {**_FIXED_SIZES, "s": 4, "o": 4, "g": 1, "v": 1, "a": 4, "(": 8, "{": 8}
 _NAMES = {1: "o", 2: "s", 3: "s", 4: "s", 6: "s", 7: "s", 8: "g"}
@@ -32,16 +33,13 @@ _REPLY_SERIAL = 5
 class Sizes(NamedTuple):
     """The fixed part of a header: where things are, and the serial."""
 
+    header: int
+    """Bytes before the body."""
     fields: int
     """Bytes of the header fields."""
     body: int
     """Bytes of the body."""
     serial: int
-
-    @property
-    def header(self) -> int:
-        """Bytes before the body."""
-        return FIXED + self.fields + -self.fields % 8
 
 
 class Header(NamedTuple):
@@ -67,11 +65,11 @@ def sizes(data: bytes, start: int) -> Sizes:
     order = data[start]
     if order not in (LITTLE, BIG):
         raise ValueError(f"a message begins with byte {order}")
-    body, serial, fields = struct.unpack_from("<III" if order == LITTLE else ">III", data, start + 4)
-    found = Sizes(fields, body, serial)
-    if found.header + body > MESSAGE_MAX:
-        raise ValueError(f"a message of {found.header + body} bytes")
-    return found
+    body, serial, fields = (_LITTLE if order == LITTLE else _BIG).unpack_from(data, start + 4)
+    size = FIXED + fields + -fields % 8
+    if size + body > MESSAGE_MAX:
+        raise ValueError(f"a message of {size + body} bytes")
+    return Sizes(size, fields, body, serial)
 
 
 def read(data: bytes, start: int, end: int) -> Header:
