@@ -20,8 +20,6 @@ from pathlib import Path
 
 import pytest
 from doorbelld.vhost.frontend import Frontend
-from jeepney import DBusAddress, HeaderFields, new_method_call
-from jeepney.io.blocking import open_dbus_connection
 from support import fakepolkit
 from support.busctl import NAME, ROOT
 from support.daemon import Daemon
@@ -370,27 +368,3 @@ def test_who_may_not_look_learns_neither_names_nor_who_is_there(short_path: Path
                     assert str(pid) not in re.findall(r"[0-9]+", repr(body)), (path, name, body)
                     assert "VmName" not in re.sub(r"'FrontendVmName\w*'", "", repr(body)), (path, name, body)
         assert "Traceback" not in daemon.log
-
-
-def send_descriptor(address: str, to: str) -> str:
-    """Call a method of the daemon with a descriptor; gives the name of the error, or ""."""
-    connection = open_dbus_connection(address, enable_fds=True)
-    try:
-        call = new_method_call(DBusAddress(ROOT, to, "org.freedesktop.DBus.Peer"), "Ping", "h", (0,))
-        answer = connection.send_and_get_reply(call)
-        return str(answer.header.fields.get(HeaderFields.error_name, ""))
-    finally:
-        connection.close()
-
-
-def test_on_the_system_bus_only_root_can_send_descriptors(short_path: Path) -> None:
-    short_path.chmod(0o755)
-    policy = f"{LIKE_THE_SYSTEM_BUS}<include>{DBUS_FILES / NAME}.conf</include>"
-    with BusDaemon(short_path, policy, "system") as bus:
-        (short_path / "bus").chmod(0o777)
-        environment = {"DBUS_SYSTEM_BUS_ADDRESS": bus.address}
-        with Daemon(short_path, "", bus="system", environment=environment), Client(bus.address) as root:
-            for to in (NAME, *root.bus("GetNameOwner", "s", NAME)):
-                with fakepolkit.being(NOBODY):
-                    assert send_descriptor(bus.address, to) == "org.freedesktop.DBus.Error.AccessDenied"
-                assert not send_descriptor(bus.address, to).startswith("org.freedesktop.DBus.Error.AccessDenied")
