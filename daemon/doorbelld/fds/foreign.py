@@ -250,10 +250,11 @@ class ForeignFd(Fd):
     __del__ = close
 
 
-async def aside(work: Callable[[], T], uid: int | None = None) -> T:
+async def aside(work: Callable[[], T], uid: int | None = None, *, briefly: bool = False) -> T:
     """Do *work* in the closer, on account of user *uid*, and wait for it, however long it takes.
 
-    Who is cancelled meanwhile waits on: *work* uses what is theirs.
+    What takes long only if its user makes it (*briefly*) has a thread of its own, if one can be had: it waits for
+    nobody else's, and is not told of. Who is cancelled meanwhile waits on: *work* uses what is theirs.
 
     Raises:
         Exception: what *work* raises.
@@ -266,7 +267,8 @@ async def aside(work: Callable[[], T], uid: int | None = None) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    CLOSER.call(run, uid, "an access to guest memory")
+    if not (briefly and _start(run)):
+        CLOSER.call(run, uid, "an access to guest memory")
     waiting = asyncio.wrap_future(done)
     while True:
         try:
@@ -274,6 +276,20 @@ async def aside(work: Callable[[], T], uid: int | None = None) -> T:
         except asyncio.CancelledError:
             if waiting.done():
                 raise
+
+
+def _start(work: Callable[[], object]) -> bool:
+    """Do *work* in a new thread; False if there can be none."""
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        work()
+
+    try:
+        threading.Thread(target=run, name="doorbelld-memory", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def close(fd: int, uid: int | None = None) -> None:
