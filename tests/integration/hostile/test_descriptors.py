@@ -144,7 +144,8 @@ def attack_urgently(path: str, what: str) -> None:
         assert isinstance(sent, socket.socket)
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(path)
-        send_urgently(sock, sent.fileno())
+        with contextlib.suppress(OSError):  # we were refused before that
+            send_urgently(sock, sent.fileno())
         let_go(sent)
         KEPT.append(sock)
     under_way()
