@@ -5,11 +5,13 @@
 Theory of operation
 -------------------
 close(2) can wait. The last close of a TCP socket with SO_LINGER waits until its buffer is empty or the time is over,
-which its maker chose. Each close of a file on FUSE waits for the server of that file system, past SIGKILL. The last
-close of a UNIX socket closes what is queued in it. The last unmapping of memory frees it: 0.15 s a GiB.
+which its maker chose. The last close of any file takes it out of all epoll instances that watch it: a second for two
+million of them, which whoever has an eventfd, or gets one of ours, can bring about. Each close of a file on FUSE waits
+for the server of that file system, past SIGKILL. The last close of a UNIX socket closes what is queued in it. The last
+unmapping of memory frees it: 0.15 s a GiB.
 
-So nothing that was received is closed by the thread that received it, unless it is an eventfd, which /proc tells
-without asking a file system. All else goes to the `CLOSER`: a queue, and `THREADS` threads which are started when the
+So nothing that was received is closed by the thread that received it, nor an eventfd that was sent to somebody. All
+goes to the `CLOSER`: a queue, and `THREADS` threads which are started when the
 first thing comes. SO_LINGER is taken off each socket first.
 
 A thread that is stuck in one close for `PATIENCE` seconds is given up, and another one is started in its place, up to
@@ -47,7 +49,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .owned import Fd
+from .owned import Fd, FdSet
 
 THREADS = 2
 """Threads that close, besides those that are stuck."""
@@ -250,10 +252,11 @@ class ForeignFd(Fd):
     __del__ = close
 
 
-async def aside(work: Callable[[], T], uid: int | None = None) -> T:
+async def aside(work: Callable[[], T], uid: int | None = None, *, briefly: bool = False) -> T:
     """Do *work* in the closer, on account of user *uid*, and wait for it, however long it takes.
 
-    Who is cancelled meanwhile waits on: *work* uses what is theirs.
+    What takes long only if its user makes it (*briefly*) has a thread of its own, if one can be had: it waits for
+    nobody else's, and is not told of. Who is cancelled meanwhile waits on: *work* uses what is theirs.
 
     Raises:
         Exception: what *work* raises.
@@ -266,7 +269,8 @@ async def aside(work: Callable[[], T], uid: int | None = None) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    CLOSER.call(run, uid, "an access to guest memory")
+    if not (briefly and _start(run)):
+        CLOSER.call(run, uid, "an access to guest memory")
     waiting = asyncio.wrap_future(done)
     while True:
         try:
@@ -276,12 +280,29 @@ async def aside(work: Callable[[], T], uid: int | None = None) -> T:
                 raise
 
 
+def _start(work: Callable[[], object]) -> bool:
+    """Do *work* in a new thread; False if there can be none."""
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        work()
+
+    try:
+        threading.Thread(target=run, name="doorbelld-memory", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
+
+
 def close(fd: int, uid: int | None = None) -> None:
-    """Close *fd*, which user *uid* sent: at once if that is certainly harmless, else in the closer."""
-    if is_eventfd(fd):
-        os.close(fd)
-    else:
-        CLOSER.close((fd,), uid)
+    """Have *fd*, which user *uid* sent, closed in the closer."""
+    CLOSER.close((fd,), uid)
+
+
+def close_all(fds: FdSet, uid: int | None = None) -> None:
+    """Have eventfds closed that user *uid* has, too; *fds* is empty then."""
+    if numbers := fds.steal():
+        CLOSER.call(FdSet(numbers).close, uid, "a close of doorbells")
 
 
 def kind(fd: int) -> str:

@@ -7,6 +7,10 @@ for as many descriptors as one message can carry, and what comes is a `ForeignFd
 
 Where only bytes are expected, `peek` looks at them and leaves them in the queue, with descriptors that may have come
 with them: nothing is received and nothing closed, and `foreign.hang_up` has it closed with the connection.
+
+An urgent byte (MSG_OOB) is not in the queue like others, unless the socket is put `in_line`: whoever receives what
+comes behind it has the kernel drop it, and close its descriptors, in this thread; and for `peek` it is not there,
+though the socket is ready all the time.
 """
 
 from __future__ import annotations
@@ -63,6 +67,11 @@ def receive_all(
             errno.EMFILE, "no descriptor is left for those that it sent; raise LimitNOFILE= or the hard limit"
         )
     return data, fds
+
+
+def in_line(sock: socket.socket) -> None:
+    """Have urgent bytes come like all others, with their descriptors; to be called before anything is received."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def peek(sock: socket.socket, size: int) -> bytes:

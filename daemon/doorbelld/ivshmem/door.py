@@ -14,6 +14,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from ..fds import scm
 from ..fds.spare import Spare
 
 _BURST = 16
@@ -108,6 +109,7 @@ class Door:
         if sock.fileno() >= self._spare.end and not self._for_devices:
             self._refuse("no descriptor left but those for devices; raise LimitNOFILE=", sock, True)
             return True
+        scm.in_line(sock)
         self._arrived(sock)
         return True
 

@@ -30,7 +30,7 @@ from enum import Enum
 from typing import Protocol, TypeAlias
 
 from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, ServerClosed, ServerUnavailable
-from ..fds import eventfd, foreign
+from ..fds import eventfd, foreign, scm
 from ..fds.owned import Fd
 from ..wire.ivshmem import MESSAGE, OutOfPlace, ProtocolError
 from .hostpeer import DoorbellReader
@@ -280,6 +280,7 @@ class Link:
             if self.sock is None:
                 self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 self.sock.setblocking(False)
+                scm.in_line(self.sock)
                 self.source.begin(self.sock)
         except OSError as error:
             self._postpone(LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise LimitNOFILE="))

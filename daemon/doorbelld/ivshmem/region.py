@@ -565,7 +565,7 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         if not kept_by:
-            member.eventfds.close()
+            foreign.close_all(member.eventfds, peer.who.uid)
         elif lost:
             self.admission.give_up(absent, "its doorbells were lost")
         self.admission.tidy()
@@ -590,7 +590,7 @@ class Region(Ringing):
         if self._record is not None:
             self._record.drop(doorbells_of(member.id))
             self._record.drop(proxies_of(member.vault))
-        member.eventfds.close()
+        foreign.close_all(member.eventfds)
 
     def _make_doorbells(self) -> FdSet:
         """Make the doorbells of a peer, giving up absent peers where there are no descriptors.

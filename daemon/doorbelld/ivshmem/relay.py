@@ -37,7 +37,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import LimitExceeded, NoSuchPeer, StateMismatch
-from ..fds import eventfd, native
+from ..fds import eventfd, foreign, native
 from ..fds.budgets import Budgets
 from ..fds.owned import Fd, FdSet
 from .forwarder import Forwarder
@@ -257,7 +257,7 @@ class Relay:
     def _end(self, pair: Pair, flush: bool) -> None:
         del self._pairs[pair.sender.id, pair.target.id]
         self._forwarder.stop(pair.index, flush)
-        pair.proxies.close()
+        foreign.close_all(pair.proxies)
 
     def silence(self, member: Member, kept_by: Container[int] = ()) -> list[Pair]:
         """End the pairs of *member*: what it has rung is delivered, then nothing more. Gives them, for `forget`.

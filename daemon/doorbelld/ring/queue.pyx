@@ -376,8 +376,16 @@ cdef class VirtQueue:
             foreign.close(before)
 
     cdef int _keep_call(self) except -2:
-        """Duplicate what calls go to unless it is an eventfd: who puts another in its place closes it, and may wait."""
-        return -1 if foreign.is_eventfd(self.ring.call_fd) else os.dup(self.ring.call_fd)
+        """Duplicate what calls go to: who puts another in its place closes it, and may wait.
+
+        An eventfd makes us wait a second at most. Where no descriptor is left it is not kept.
+        """
+        try:
+            return os.dup(self.ring.call_fd)
+        except OSError:
+            if foreign.is_eventfd(self.ring.call_fd):
+                return -1
+            raise
 
     def start(self):
         """Let the ring run from its base; nothing is in flight, kicks are wanted.

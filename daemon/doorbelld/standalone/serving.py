@@ -25,7 +25,7 @@ import socket
 import sys
 
 from ..errors import DoorbellError
-from ..fds import limits
+from ..fds import limits, scm
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..host.events import DeviceAdded, DeviceEvent, FrontendDetached, StateChanged
@@ -75,6 +75,7 @@ class Inherited:
             sock.detach()
             raise
         sock.set_inheritable(False)
+        scm.in_line(sock)
         self.sock = sock
         name = sock.getsockname() if self.listens else ""
         self.name: str = name if isinstance(name, str) and name else f"fd:{number}"

@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
-from ..fds import foreign, helpers
+from ..fds import foreign, helpers, scm
 from ..fds.budgets import Account, Budgets
 from ..fds.helpers import HelperTimeout
 from ..fds.identification import look_up
@@ -677,6 +677,7 @@ def _close(device: Device, name: str, hooks: Hooks | None = None) -> None:
 def _connect(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
+        scm.in_line(sock)
         sock.connect(path)
     except BaseException:
         sock.close()

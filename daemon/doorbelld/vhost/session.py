@@ -267,10 +267,13 @@ class Session:
             )
 
     async def _touch(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Do *work* on guest memory: here, or in a thread that may wait for a file system. Workers are still."""
-        if self.any_memory:
-            return await aside(partial(work, *arguments), self._account.uid if self._account is not None else None)
-        return work(*arguments)
+        """Do *work* on guest memory in a thread that may wait. Workers are still.
+
+        It may have to wait for a file system; and also where there is none, for a front-end that maps its memory very
+        often and punches holes in it.
+        """
+        uid = self._account.uid if self._account is not None else None
+        return await aside(partial(work, *arguments), uid, briefly=not self.any_memory)
 
     async def _get_max_mem_slots(self, payload: Payload, message: Message) -> Payload:
         return U64(SLOTS_MAX)

@@ -95,6 +95,12 @@ def send(sock: socket.socket, data: bytes, fd: int) -> None:
     sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))])
 
 
+def send_urgently(sock: socket.socket, fd: int) -> None:
+    """Send an urgent byte with a descriptor, and another byte."""
+    sock.sendmsg([b"\x01"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))], socket.MSG_OOB)
+    sock.send(b"\x01")
+
+
 def let_go(sent: socket.socket | int) -> None:
     """Close a socket, which we wait for ourselves if the daemon did it first."""
     if isinstance(sent, socket.socket):
@@ -128,6 +134,21 @@ def attack_sockets(paths: list[str], messages: list[str], what: str) -> None:
                 send(sock, MESSAGES[message], sent if isinstance(sent, int) else sent.fileno())
             let_go(sent)
             KEPT.append(sock)
+    under_way()
+    time.sleep(LINGER)
+
+
+def attack_urgently(path: str, what: str) -> None:
+    """Send *what* to a socket with urgent bytes."""
+    for _ in range(4):
+        sent = hanging(what)
+        assert isinstance(sent, socket.socket)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        with contextlib.suppress(OSError):  # we were refused before that
+            send_urgently(sock, sent.fileno())
+        let_go(sent)
+        KEPT.append(sock)
     under_way()
     time.sleep(LINGER)
 
@@ -172,6 +193,25 @@ def test_lingering_socket_sent_to_a_device_delays_nobody(place: Path, what: str)
         paths = [str(site.daemon.socket(name)) for name in ("attacked-rng", "any-rng")]
         with Attack(attack_sockets, paths, [*MESSAGES], what, uid=NOBODY):
             beats(site)
+
+
+@pytest.mark.parametrize("what", ["lingering", "nested"])
+@pytest.mark.parametrize("target", ["attacked", "ruled", "attacked-rng"])
+def test_lingering_socket_with_an_urgent_byte_delays_nobody(place: Path, target: str, what: str) -> None:
+    """An urgent byte that is not asked for is dropped by the kernel, in the thread that receives what is behind it."""
+    with (
+        watched(place, CONFIG) as site,
+        Attack(attack_urgently, str(site.daemon.socket(target)), what, uid=NOBODY),
+    ):
+        beats(site)
+
+
+def test_peer_that_sends_one_urgent_byte_is_disconnected(place: Path) -> None:
+    """Otherwise its socket would be ready for ever and nothing be there to read."""
+    with Daemon(place, CONFIG) as daemon, socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(daemon.socket("attacked")))
+        peer.send(b"\x01", socket.MSG_OOB)
+        until(lambda: daemon.times("an ivshmem client never sends") == 1, "the peer to be disconnected")
 
 
 @pytest.mark.parametrize("target", ["attacked", "ruled", "attacked-rng"])

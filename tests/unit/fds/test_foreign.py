@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from doorbelld.fds import foreign
 from doorbelld.fds.foreign import CLOSER, Closer, ForeignFd, Stuck
+from doorbelld.fds.owned import FdSet
 from support.dbusclient import until
 from support.fdcount import no_leaks
 
@@ -81,10 +82,13 @@ def test_a_descriptor_is_closed_in_another_thread() -> None:
         assert threads != [threading.get_ident()]
 
 
-def test_an_eventfd_is_closed_at_once() -> None:
-    fd = os.eventfd(0)
-    foreign.close(fd)
-    assert not is_open(fd)
+def test_an_eventfd_is_closed_elsewhere() -> None:
+    fds = [os.eventfd(0) for _ in range(3)]
+    foreign.close(fds[0])
+    foreign.close_all(doorbells := FdSet(fds[1:]))
+    assert not doorbells
+    foreign.CLOSER.settle()
+    assert not any(map(is_open, fds))
 
 
 def test_an_owned_one_is_closed_once_and_keeps_its_user() -> None:
