@@ -91,9 +91,7 @@ class Credentials:
 
     def export(self) -> dict[str, Any]:
         """Describe it in values that JSON can hold, for the call ``Credentials(**...)``."""
-        known = asdict(self)
-        del known["unread"]  # which versions before 1.1 do not know
-        return known
+        return asdict(self)
 
     @property
     def identity(self) -> Identity:
