@@ -4,7 +4,8 @@
 
 `identify` tells what the kernel vouches for. A VM name on a command line and PID files are read in helper threads, with
 a deadline: the owners of a process or of a file can make the reader wait for ever. Then only this newcomer waits, and
-after `TIMEOUT` it is let in or refused without the name.
+after `TIMEOUT` it is let in or refused without the name. Processes of root and of the daemon's own user are read at
+once: a thread costs as much as the rest of a join.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Lookup:
         except ProcessLookupError:
             return
         pid = self._who.pid
+        if self._who.uid in (0, os.geteuid()):  # they may do to us what they like
+            self._take_name(said_name(pid, process))
+            return
         unbegun = process.close if process is not None else lambda: None
         self._ask(("command line", self._who.uid), partial(said_name, pid, process), self._take_name, unbegun)
 
