@@ -44,7 +44,7 @@ import termios
 import threading
 import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -269,7 +269,9 @@ async def aside(work: Callable[[], T], uid: int | None = None, *, briefly: bool 
         except BaseException as error:
             done.set_exception(error)
 
-    if not (briefly and _start(run)):
+    if briefly:
+        begin(run, uid, "an access to guest memory")
+    else:
         CLOSER.call(run, uid, "an access to guest memory")
     waiting = asyncio.wrap_future(done)
     while True:
@@ -280,18 +282,39 @@ async def aside(work: Callable[[], T], uid: int | None = None, *, briefly: bool 
                 raise
 
 
-def _start(work: Callable[[], object]) -> bool:
-    """Do *work* in a new thread; False if there can be none."""
+_ALONE_MAX = 8
+"""How many threads of their own what is begun for one user may have."""
+_alone: Counter[int | None] = Counter()
+_alone_lock = threading.Lock()
+
+
+def begin(work: Callable[[], object], uid: int | None, what: str) -> None:
+    """Do *work* for user *uid* in a thread of its own, or, if there can be none, in the closer; it must raise nothing.
+
+    It waits for nobody else's work then, as long as that user has few of these.
+    """
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        work()
+        try:
+            work()
+        finally:
+            with _alone_lock:
+                _alone[uid] -= 1
+                if not _alone[uid]:
+                    del _alone[uid]
 
-    try:
-        threading.Thread(target=run, name="doorbelld-memory", daemon=True).start()
-    except RuntimeError:
-        return False
-    return True
+    with _alone_lock:
+        alone = _alone[uid] < _ALONE_MAX
+        if alone:
+            _alone[uid] += 1
+            try:
+                threading.Thread(target=run, name=THREAD_NAME, daemon=True).start()
+            except RuntimeError:
+                _alone[uid] -= 1
+                alone = False
+    if not alone:
+        CLOSER.call(work, uid, what)
 
 
 def close(fd: int, uid: int | None = None) -> None:

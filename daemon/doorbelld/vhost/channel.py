@@ -8,14 +8,20 @@ its place: the backlog is bounded, however slow the front-end is.
 
 With REPLY_ACK each message asks for an acknowledgement, and the next one goes out after it. A front-end that gives
 none for `ANSWER_TIMEOUT` seconds has failed.
+
+What it answers is received in a thread. The front-end made this socket and has a copy of our end, so it can have urgent
+bytes taken out of line at any time (`fds.scm`); whoever receives closes the descriptors of one then, and may wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from ..fds import foreign
@@ -83,6 +89,10 @@ class BackChannel:
         self._waiting: dict[tuple[BackendRequest, int], Message] = {}
         self._asked: BackendRequest | None = None
         self._timer: Timer | None = None
+        self._lock = threading.Lock()
+        """Guards ``_reading``, and ``open`` where it ends."""
+        self._reading = False
+        """Whether a thread receives from the socket."""
         self.open = True
         """Whether the front-end can still be told anything."""
         reactor.add_reader(self._sock.fileno(), self._hear)
@@ -121,7 +131,8 @@ class BackChannel:
         """Close it; what waits is dropped."""
         if not self.open:
             return
-        self.open = False
+        with self._lock:
+            self.open, reading = False, self._reading
         fd = self._sock.fileno()
         self._reactor.remove_reader(fd)
         self._reactor.remove_writer(fd)
@@ -131,7 +142,11 @@ class BackChannel:
             message.close()
         self._waiting.clear()
         self._decoder.close()
-        foreign.hang_up(self._sock, self._uid)
+        if not reading:
+            foreign.hang_up(self._sock, self._uid)
+        else:  # the thread that receives still uses it, and does that
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     def _leave(self, request: BackendRequest, payload: Payload, index: int = -1, fds: tuple[Fd, ...] = ()) -> None:
         flags = Flags.VERSION | Flags.NEED_REPLY if self._ask else Flags.VERSION
@@ -177,13 +192,36 @@ class BackChannel:
         self._failed(reason)
 
     def _hear(self) -> None:
+        self._reactor.remove_reader(self._sock.fileno())
+        self._reading = True
+        foreign.begin(partial(self._read, asyncio.get_running_loop()), self._uid, "a message on a back-end channel")
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Receive what is there, in a thread."""
+        came: tuple[bytes, list[ForeignFd]] | None = b"", []
         try:
-            data, fds = receive_all(self._sock, READ, self._uid)
+            came = receive_all(self._sock, READ, self._uid)
         except BlockingIOError:
+            came = None
+        except OSError:  # as at the end of the stream
+            pass
+        with self._lock:
+            self._reading = False
+            if not self.open:
+                foreign.hang_up(self._sock, self._uid)
+                return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._take, came)
+
+    def _take(self, came: tuple[bytes, list[ForeignFd]] | None) -> None:
+        if not self.open:
             return
-        except OSError:
-            self.close()
-            return
+        if came is not None:
+            self._decode(*came)
+        if self.open:
+            self._reactor.add_reader(self._sock.fileno(), self._hear)
+
+    def _decode(self, data: bytes, fds: list[ForeignFd]) -> None:
         if not data:
             self.close()
             return

@@ -16,6 +16,7 @@ from array import array
 from pathlib import Path
 
 import pytest
+from doorbelld.vhost.frontend import Frontend
 from support.daemon import Daemon
 from support.dbusclient import BusDaemon, Client, until
 from support.fuse import HangingFiles
@@ -153,6 +154,21 @@ def attack_urgently(path: str, what: str) -> None:
     time.sleep(LINGER)
 
 
+def attack_channel(path: str, what: str) -> None:
+    """Send *what* on the back-end channel of a device, of which we have both ends, with urgent bytes."""
+    frontend = Frontend.connect(path)
+    frontend.start()
+    frontend.open_channel()
+    assert frontend.channel is not None
+    sent = hanging(what)
+    assert isinstance(sent, socket.socket)
+    send_urgently(frontend.channel, sent.fileno())
+    let_go(sent)
+    KEPT.append(frontend)
+    under_way()
+    time.sleep(LINGER)
+
+
 # What is seen of it
 
 
@@ -202,6 +218,15 @@ def test_lingering_socket_with_an_urgent_byte_delays_nobody(place: Path, target:
     with (
         watched(place, CONFIG) as site,
         Attack(attack_urgently, str(site.daemon.socket(target)), what, uid=NOBODY),
+    ):
+        beats(site)
+
+
+@pytest.mark.parametrize("what", ["lingering", "nested"])
+def test_lingering_socket_on_the_back_end_channel_delays_nobody(place: Path, what: str) -> None:
+    with (
+        watched(place, CONFIG) as site,
+        Attack(attack_channel, str(site.daemon.socket("attacked-rng")), what, uid=NOBODY),
     ):
         beats(site)
 

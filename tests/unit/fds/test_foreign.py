@@ -276,6 +276,23 @@ def test_who_waits_to_be_accepted_is_closed_elsewhere(short_path: Path) -> None:
             assert CLOSER.settle()
 
 
+def test_what_is_begun_has_a_thread_of_its_own_as_long_as_its_user_has_few(
+    closer: Closer, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "CLOSER", closer)
+    for _ in range(foreign._ALONE_MAX):
+        foreign.begin(gate, MALLORY, "a call")
+    assert not closer._busy and not closer._tasks
+    foreign.begin(gate, MALLORY, "a call")
+    until(lambda: closer.stuck == 1)
+    done: list[int] = []
+    foreign.begin(lambda: done.append(1), ALICE, "a call")
+    until(lambda: done)
+    gate.open()
+    until(lambda: gate.passed == foreign._ALONE_MAX + 1)
+    until(lambda: not foreign._alone)
+
+
 async def test_what_is_done_aside_gives_its_result_or_its_error() -> None:
     assert await foreign.aside(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
