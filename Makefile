@@ -78,7 +78,7 @@ fuzz: $(STAMP) ## Fuzz TARGET= (default: all) for SECONDS= each (default: 600); 
 
 bench: $(STAMP) ## Measure us and the other side by turns, and print the ratios.
 	@packaging/prerequisites bench
-	@for one in join_storm client dbus_notify objects startup journal restart relay blk rng loopback devices; do $(BIN)/python bench/$$one.py || exit; done
+	@for one in join_storm client dbus_notify objects startup journal restart relay blk rng loopback devices attacked; do $(BIN)/python bench/$$one.py || exit; done
 
 lint: $(STAMP) ## Check style, types and licences.
 	$(BIN)/ruff check --quiet .
