@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from doorbelld.fds.foreign import ForeignFd
 from doorbelld.fds.owned import Fd
+from doorbelld.fds.scm import receive_all
 from doorbelld.vhost import conversation
-from doorbelld.vhost.channel import receive
 from doorbelld.vhost.device import Device
 from doorbelld.vhost.frontend import Frontend
 from doorbelld.wire.vhost_messages import (
@@ -99,12 +100,12 @@ def recording() -> Iterator[Recorder]:
     """Record all that any backend receives."""
     recorder = Recorder()
 
-    def listen(sock: socket.socket) -> tuple[bytes, list[Fd]]:
-        data, fds = receive(sock)
+    def listen(sock: socket.socket, size: int, uid: int | None) -> tuple[bytes, list[ForeignFd]]:
+        data, fds = receive_all(sock, size, uid)
         recorder.take(data, fds)
         return data, fds
 
-    with mock.patch.object(conversation, "receive", listen):
+    with mock.patch.object(conversation, "receive_all", listen):
         yield recorder
 
 

@@ -186,6 +186,11 @@ class ForeignPeerView(View, interface=PEER):
         """Not known."""
         return ""
 
+    @prop("VmNameSource")
+    def vm_name_source(self) -> str:
+        """Not known."""
+        return ""
+
     @prop("Unit")
     def unit(self) -> str:
         """Not known."""

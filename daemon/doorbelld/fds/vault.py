@@ -14,7 +14,6 @@ by RLIMIT_NOFILE unless CAP_SYS_RESOURCE says otherwise.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -57,11 +56,19 @@ class Vault:
 
 
 def found_behind(door: Fd | None) -> FdSet | None:
-    """Copy what is in the vault behind *door*, which is taken over; None if there is none, or it is no vault."""
+    """Copy what is in the vault behind *door*, which is taken over; None if there is none, or it is no vault.
+
+    Raises:
+        OSError: there are no descriptors or no memory left; who takes that for an empty vault loses what is in it.
+    """
     if door is None:
         return None
-    with door, contextlib.suppress(OSError):
-        return look_into(door)
+    with door:
+        try:
+            return look_into(door)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                raise
     return None
 
 

@@ -32,6 +32,7 @@ from ..ivshmem.events import (
 )
 from ..vhost.events import (
     CodeFailed,
+    CodeSlow,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
@@ -55,7 +56,16 @@ class Reloaded:
     changes: tuple[tuple[str, str, str], ...]
 
 
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
+@dataclass(frozen=True, slots=True)
+class BudgetExceeded:
+    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*; *key* sets its limit."""
+
+    name: str
+    reason: str
+    key: str
+
+
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded | BudgetExceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,7 @@ class ClientRemoved(ClientEvent):
 
 __all__ = [
     "AbsentGivenUp",
+    "BudgetExceeded",
     "ClientAdded",
     "ClientChanged",
     "ClientEvent",
@@ -104,6 +115,7 @@ __all__ = [
     "ClientStateChanged",
     "ClientUnkept",
     "CodeFailed",
+    "CodeSlow",
     "ConfigChanged",
     "DeviceAdded",
     "DeviceChanged",

@@ -13,6 +13,7 @@ from typing import Any
 
 from doorbelld import devices
 from doorbelld.config.loader import DaemonSpec
+from doorbelld.fds.budgets import LimitsSpec
 from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec, in_units
@@ -23,6 +24,7 @@ from . import roff
 
 TABLES: dict[str, type] = {
     "daemon": DaemonSpec,
+    "limits": LimitsSpec,
     "region": RegionSpec,
     "peer": PeerRule,
     "match": Match,

@@ -299,6 +299,7 @@ def test_a_state_of_version_1_is_understood() -> None:
         ],
         "retired": [],
         "dirty": False,
+        "waiting": [],
     }
 
 
@@ -309,7 +310,7 @@ def test_a_state_of_version_2_is_understood() -> None:
 def as_version_1(bench: Bench, name: str = "doorbelld:demo:state") -> None:
     """Have the ledger that is kept be one of version 1, of the very same region, up to its last word."""
     state = bench.region.export()
-    for key in ("name", "spec", "configured", "absent", "retired", "dirty"):
+    for key in ("name", "spec", "configured", "absent", "retired", "dirty", "waiting"):
         del state[key]
     for member in state["members"]:
         member.pop("rule", None)
@@ -375,7 +376,7 @@ def test_a_newer_state_is_told_apart(version: int) -> None:
 
 GOOD = {
     **{"version": STATE_VERSION, "name": "demo", "spec": None, "configured": True, "next_seq": 3},
-    **{"host": None, "members": [], "absent": [], "retired": [], "dirty": False},
+    **{"host": None, "members": [], "absent": [], "retired": [], "dirty": False, "waiting": []},
 }
 PEER = {"id": 0, "seq": 1, "vectors": 1, "who": {}, "since": 0, "rule": None}
 
