@@ -26,6 +26,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -33,9 +34,7 @@ from .bus.address import resolve
 from .bus.connection import Connection
 from .config.loader import Config
 from .errors import BusUnavailable, DoorbellError, InvalidOptions, Problem
-from .fds import helpers, limits
-from .fds.executor import SteadyExecutor
-from .fds.foreign import CLOSER, Stuck
+from .fds import limits
 from .fds.keeper import Kept, Satchel
 from .fds.ledger import NewerState
 from .host.host import Host
@@ -49,7 +48,6 @@ from .service.store import DescriptorStore, Sockets, room
 from .service.terminal import ForegroundTerminal
 from .vhost.backend import Backend
 from .vhost.errors import DeviceFaulty
-from .vhost.spec import DeviceSpec
 
 if TYPE_CHECKING:
     from .bus.private import PrivateBus
@@ -64,10 +62,6 @@ def _private_bus(runtime_directory: str) -> PrivateBus:
     from .bus.private import PrivateBus  # late, with ctypes and shutil, which a service does not need
 
     return PrivateBus(runtime_directory)
-
-
-def _tell_stuck(stuck: Stuck) -> None:
-    log.warning("descriptor can't be closed", uid=stuck.uid, stuck=stuck.count, reason=str(stuck))
 
 
 class Daemon:
@@ -99,7 +93,6 @@ class Daemon:
         self._store = DescriptorStore(self._loop, notify, room()) if notify is not None and room() else None
         self._host = Host(self._loop, settings.runtime_directory, limits.raise_to_hard(), self._store)
         self._host.configuration_file = file
-        self._host.set_limits((config or Config()).limits)
         self._private = _private_bus(settings.runtime_directory) if bus == "private" else None
         self._bus_word = bus
         self._readiness = Readiness(self._loop, notify, self._status)
@@ -108,21 +101,18 @@ class Daemon:
         self._keep_bus: Callable[[], asyncio.Task[None]] | None = None
         self._bus_keeper: asyncio.Task[None] | None = None
         self._exec_restart = exec_restart
-        CLOSER.report = lambda stuck: self._loop.call_soon_threadsafe(_tell_stuck, stuck)
-        self._satchel = Satchel()
-        """Without a store: what came back and could not be restored."""
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._terminal = ForegroundTerminal.find()
         self._executing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._host.listen(Chronicle(self._loop.call_later, lambda: self._host.budgets.spec.log_lines).hear)
+        self._host.listen(Chronicle(self._loop.call_later).hear)
         self._host.listen(lambda _: self._readiness.changed())
 
     async def run(self) -> int:
         """Serve; gives the exit status."""
         # a signal is for the loop's thread: no other takes one that would then be lost in an execve(2)
-        self._loop.set_default_executor(SteadyExecutor(anew.hold))
+        self._loop.set_default_executor(ThreadPoolExecutor(initializer=anew.hold))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop_because, number.name)
         self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -135,8 +125,7 @@ class Daemon:
             except NewerState as error:
                 log.error("state of a region can't be used", reason=str(error))
                 return os.EX_DATAERR
-            # what stays kept waits for another start, which an end of this one would not make better
-            revived = bool(self._host.regions or self._host.clients or self._host.flats or self._host.unrestored)
+            revived = bool(self._host.regions or self._host.clients or self._host.flats)
             connection = Connection(self._host, self._loop, self._locate, self.reload)
             try:
                 if self._private is not None and not revived:
@@ -184,10 +173,7 @@ class Daemon:
         host = self._host
         others = {"device": len(host.devices), "client": len(host.clients), "flat device": len(host.flats)}
         counts |= {what: count for what, count in others.items() if count}
-        words = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
-        if unrestored := host.unrestored:
-            words.append(f"not restored: {' '.join(name for _, name, _ in unrestored)}")
-        return ", ".join(words)
+        return ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
 
     def _in_background(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = self._loop.create_task(work())
@@ -219,18 +205,11 @@ class Daemon:
             for name in self._kept:
                 self._store.came_back(name)
         else:
-            self._host.keeper = self._satchel
-            for name in self._kept:  # as long as it is not restored: what fails is handed on once more
-                with contextlib.suppress(OSError):
-                    if (copy := self._kept.copy(name)) is not None:
-                        self._satchel.copies[name] = copy
+            self._host.keeper = Satchel()
         configured = self._config.regions if self._config is not None else {}
         for unusable in self._host.revive(self._kept, configured, self._sockets.regions):
             name, reason = unusable.name, unusable.reason
-            if unusable.cause is not None:
-                text = "restore failed; what was kept stays kept"
-                log.error(text, what=f"{unusable.kind} {name}", reason=reason, exc_info=unusable.cause)
-            elif unusable.kind == "client":
+            if unusable.kind == "client":
                 log.error("state of a client can't be used", client=name, reason=reason)
             elif unusable.kind == "flat":
                 log.error("state of a flat device can't be used", flat=name, reason=reason)
@@ -242,8 +221,6 @@ class Daemon:
             if self._store is not None:
                 for name in unknown:
                     self._store.drop(name)
-            for name in unknown:
-                self._satchel.drop(name)
         if self._store is None:
             self._host.unkeep()
 
@@ -297,10 +274,6 @@ class Daemon:
             else:
                 done.append((action, kind, name))
 
-        async def make_device(device: DeviceSpec) -> None:
-            with trying("made", "device", device.name):
-                await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
-
         for name in plan.clients.gone:
             with trying("removed", "client", name):
                 host.remove_client(name)
@@ -329,7 +302,9 @@ class Daemon:
             with trying("made", "region", region.name):
                 await host.create_region(region, configured=True, socket_given=self._sockets.regions.take(region.name))
                 self._report_room(region)
-        await asyncio.gather(*map(make_device, plan.devices.new))  # together: one may wait for a file that hangs
+        for device in plan.devices.new:
+            with trying("made", "device", device.name):
+                await host.create_device(device, configured=True, socket_given=self._sockets.devices.take(device.name))
         for client in plan.clients.new:
             with trying("made", "client", client.name):
                 host.create_client(client, configured=True)
@@ -379,21 +354,21 @@ class Daemon:
                 if plan.problems:
                     raise InvalidOptions(config.placed(plan.problems))
                 self._config = config
-                self._host.set_limits(config.limits)
                 done, failed = await self._carry_out(plan)
                 self._host.reloaded(done)
                 if failed:
                     cure = "all else was reloaded; remove the cause and reload again"
                     raise InvalidOptions([Problem(f"{kind}.{name}", str(error), cure) for kind, name, error in failed])
-                await asyncio.gather(*(self._refresh(name, device) for name, device in self._host.devices.items()))
+                self._refresh()
             finally:
                 self._readiness.ready()
 
-    async def _refresh(self, name: str, device: Backend) -> None:
-        try:
-            await device.refresh()
-        except DoorbellError as error:
-            log.warning("device not refreshed", device=name, reason=str(error))
+    def _refresh(self) -> None:
+        for name, device in self._host.devices.items():
+            try:
+                device.refresh()
+            except DoorbellError as error:
+                log.warning("device not refreshed", device=name, reason=str(error))
 
     async def _execute_anew(self) -> None:
         """Execute the program anew, unless that is under way already."""
@@ -406,15 +381,8 @@ class Daemon:
 
     async def _try_to_execute_anew(self) -> None:
         """Check that a new start would work, keep everything, and execute the program anew."""
-        if stuck := CLOSER.stuck:  # execve(2) waits for every thread to end
-            log.error("not executed anew", reason=f"{stuck} closes of descriptors wait; stop and start it instead")
-            return
         if self._store is not None:
             log.error("not executed anew", reason="systemd keeps the descriptors; systemctl restart does the same")
-            return
-        if stuck := helpers.shared.stuck:
-            why = f"{stuck} threads wait for files that hang, and the kernel would wait for them; see to these files"
-            log.error("not executed anew", reason=why)
             return
         check = await asyncio.create_subprocess_exec(
             *anew.command(), "--check", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
@@ -429,8 +397,6 @@ class Daemon:
         async with self._reloading:
             satchel, devices = Satchel(), list[Backend]()
             try:
-                for name, fd in self._satchel.copies.items():  # of what could not be restored
-                    satchel.put(name, fd.fileno())
                 if not self._host.keep(satchel):
                     raise OSError("not everything can be kept; raise LimitNOFILE=")
                 log.info("executing anew")

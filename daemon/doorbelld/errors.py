@@ -121,36 +121,10 @@ class StateMismatch(DoorbellError):
     """Exported state does not fit what it is to be restored into."""
 
 
-# What anybody says is made printable once, where it comes in, by one of these. Not printable are control characters and
-# escape sequences, marks that change the direction of text (so that it reads otherwise than it is), and surrogates.
-
-LINES_LIMIT = 8192
-"""Characters of a text of several lines, at most."""
-
-
-def printable(text: str, limit: int = 255, *, space: str = " ", other: str = "\ufffd", keep: str = "") -> str:
-    """Make *text* one line that a terminal, the log and D-Bus take: at most *limit* characters, all printable.
-
-    *space* stands for white space other than a blank, *other* for all else that is not printable, but for what *keep*
-    names.
-    """
-    if len(text) > limit:
-        text = f"{text[: limit - 3]}..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else space if c.isspace() else other for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """Make *text* printable, and leave lines lines."""
-    return printable(text, LINES_LIMIT, keep="\n")
-
-
-def escaped(text: str, keep: str = "") -> str:
-    """Write what of *text* is neither printable nor in *keep* as Python does, so that nothing of it is lost."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+def printable(text: str, limit: int = 255) -> str:
+    """Make *text* one line that a terminal, the log and D-Bus take: at most *limit* characters, all printable."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def in_words(error: BaseException) -> str:

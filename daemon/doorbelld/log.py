@@ -28,7 +28,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import stdio
-from .errors import escaped
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -235,13 +234,13 @@ class Console:
         time = now.strftime("%H:%M:%S.%f") if self._colors else now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         level, color = self._LEVELS[priority]
         paint = self._paint
-        words = [paint("2", time), f"[{paint(color, level)}]", paint("1", escaped(str(event), keep="\n"))]
+        words = [paint("2", time), f"[{paint(color, level)}]", paint("1", _printable(str(event)))]
         error = exception_of(values.get("exc_info"))
         for key in sorted(values):
             if key != "exc_info":
                 words.append(f"{paint('36', key)}={paint('35', _value(values[key]))}")
         line = " ".join(words) + "\n"
-        return line if error is None else line + escaped("".join(traceback.format_exception(error)), keep="\n")
+        return line if error is None else line + _printable("".join(traceback.format_exception(error)))
 
     def _paint(self, color: str, text: str) -> str:
         return f"\x1b[{color}m{text}\x1b[0m" if self._colors else text
@@ -251,10 +250,17 @@ def _wants_colors(output: stdio.Output) -> bool:
     return output.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def _printable(text: str) -> str:
+    """Escape what a terminal could take for a command; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
 def _value(value: object) -> str:
     """Show a value: a text as it is if it is one plain word, else quoted, with all that is odd escaped."""
     if not isinstance(value, str):
-        return escaped(repr(value))
+        return _printable(repr(value))
     return value if value.isprintable() and value and not set(value) & set(" =\"'") else repr(value)
 
 
@@ -285,7 +291,7 @@ class Limiter:
         later: Later | None = None,
         keys: int = 1000,
     ) -> None:
-        self.burst = burst
+        self._burst = burst
         self._period = period
         self._clock = clock
         self._later = later
@@ -299,9 +305,9 @@ class Limiter:
         if window is None or now - window.start >= self._period:
             key, window = self._open(key, emit, now)
         window.lines += 1
-        if window.lines <= self.burst:
+        if window.lines <= self._burst:
             emit(event, **values)
-        elif window.lines == self.burst + 1:
+        elif window.lines == self._burst + 1:
             shared = key == THE_REST or "region" not in values
             window.emit = emit if shared else partial(emit, region=values["region"])
             if self._later is not None:
@@ -323,6 +329,6 @@ class Limiter:
         if self._windows.get(key) is not window:
             return
         del self._windows[key]
-        if window.lines > self.burst:
+        if window.lines > self._burst:
             seconds = round(self._clock() - window.start, 1)
-            window.emit(KEPT_BACK, of=key, lines=window.lines - self.burst, seconds=seconds)
+            window.emit(KEPT_BACK, of=key, lines=window.lines - self._burst, seconds=seconds)

@@ -59,18 +59,9 @@ Exit status:
 )
 @click.option("--log-level", type=click.Choice(LEVELS), help="Default: what the configuration says, else info.")
 @click.option("--check", is_flag=True, help="Check the configuration, say what is wrong with it, and exit.")
-@click.option("--as-root", is_flag=True, help="Serve on the system bus even as root.")
 @click.option("--exec-restart", is_flag=True, help="On SIGUSR2, execute the program anew and keep every peer.")
 @click.version_option(__version__, message="doorbelld %(version)s")
-def main(
-    file: str | None,
-    root: str | None,
-    bus: str,
-    log_level: str | None,
-    check: bool,
-    as_root: bool,
-    exec_restart: bool,
-) -> None:
+def main(file: str | None, root: str | None, bus: str, log_level: str | None, check: bool, exec_restart: bool) -> None:
     """Serve shared memory, doorbells (ivshmem) and virtio devices (vhost-user) to virtual machines and host processes.
 
     SIGTERM and SIGINT stop it, SIGHUP reads the configuration again. doorbellctl steers it. Closing the terminal in
@@ -107,11 +98,6 @@ def main(
     if config is None and (check or not len(kept)):
         click.echo(trouble, err=True)
         sys.exit(os.EX_CONFIG)
-    if os.geteuid() == 0 and bus == "system" and not as_root and not _is_unit():
-        raise click.UsageError(
-            "root would serve strangers with all of root's rights; start the service (systemctl start doorbelld), "
-            "use --bus private, or add --as-root"
-        )
     shield("stdout", "stderr")
     set_up(log_level or (config.daemon.log_level if config is not None else LEVELS[1]), Journal.of_stderr())
     catch_all()
@@ -119,11 +105,6 @@ def main(
         log.error("the configuration is wrong; those who were there before are served on", reason=trouble)
     named = os.path.abspath(file) if file is not None else ""
     sys.exit(asyncio.run(_serve(read, config, bus, kept, sockets, exec_restart, named)))
-
-
-def _is_unit() -> bool:
-    """Say whether systemd started us, by a unit that says as whom."""
-    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def _at_home(config: Config) -> Config:

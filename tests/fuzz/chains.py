@@ -29,17 +29,15 @@ from dataclasses import dataclass
 
 from doorbelld.devices.blk import Blk, BlkOptions
 from doorbelld.devices.rng import Rng
-from doorbelld.fds.foreign import CLOSER
 from doorbelld.ring.chain import Chain
 from doorbelld.ring.echo import Echo
 from doorbelld.ring.errors import QueueError
 from doorbelld.ring.queue import F_EVENT_IDX, F_INDIRECT_DESC, F_NOTIFY_ON_EMPTY, VirtQueue
 from doorbelld.ring.worker import Worker
-from support.fdcount import threads
 
 from .depth import Depth
 from .image import USER, Image
-from .oracle import LAP, LENT_MAX, NATIVE_MAX, Oracle, Walk
+from .oracle import LAP, Oracle, Walk
 from .script import Step, parse
 
 DEVICES = ("python", "python", "python", "echo", "blk", "rng")
@@ -66,7 +64,7 @@ class Chains:
         self.disk = Blk(BlkOptions(self._file.name, aio="threads"), queues=1)
         self.entropy = Rng()
         self._run(b"")  # whatever is made once is made now
-        self.threads = threads()
+        self.threads = threading.active_count()
 
     def close(self) -> None:
         """Stop the worker."""
@@ -80,9 +78,8 @@ class Chains:
         self._run(raw)
         if len(os.listdir("/proc/self/fd")) != fds:
             gc.collect()
-            CLOSER.settle()
             assert len(os.listdir("/proc/self/fd")) == fds, "descriptors were left open"
-        assert threads() == self.threads, threading.enumerate()
+        assert threading.active_count() == self.threads, threading.enumerate()
 
     def _run(self, raw: bytes) -> None:
         first, *steps = parse(raw) or [Step(0)]
@@ -129,7 +126,6 @@ class Run:
         self.queue.set_kick(self.kick)
         self.queue.set_call(self.call)
         self.oracle = Oracle(self.image.ought, self.num, *self.ring, indirect=chosen[0], event_idx=chosen[1])
-        self.oracle.bytes_max = LENT_MAX if device == "python" else NATIVE_MAX
         self.call_on_empty = chosen[2]
         self.exact = True
         """Whether the oracle still knows everything."""

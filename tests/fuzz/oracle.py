@@ -16,9 +16,6 @@ from typing import NamedTuple
 NEXT, WRITE, INDIRECT = 1, 2, 4
 PIECES_MAX = 4096
 LAP = 1 << 16
-LENT_MAX = 1 << 20
-"""Bytes of a chain that Python gets; a native device takes `NATIVE_MAX`."""
-NATIVE_MAX = 1 << 32
 
 
 class Region(NamedTuple):
@@ -108,7 +105,6 @@ class Oracle:
     seen: int = 0
     used_idx: int = 0
     notification: bool = True
-    bytes_max: int = LENT_MAX
 
     def available(self) -> set[str] | bool:
         """Tell whether there is something to pop, or which rule is broken."""
@@ -197,8 +193,8 @@ class Oracle:
                 found.writable_bytes += length
             else:
                 found.readable_bytes += length
-            if found.readable_bytes + found.writable_bytes > self.bytes_max:
-                found.wrong.add("bytes, which is the most that a request may have")
+            if found.readable_bytes + found.writable_bytes > 1 << 32:
+                found.wrong.add("more than 2^32 bytes")
             if max(seen, len(found.readable) + len(found.writable)) > most:
                 found.wrong.add("buffers")
             if not flags & NEXT:

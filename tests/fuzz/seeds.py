@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from doorbelld.fds.foreign import ForeignFd
 from doorbelld.fds.owned import Fd
-from doorbelld.fds.scm import receive_all
 from doorbelld.vhost import conversation
+from doorbelld.vhost.channel import receive
 from doorbelld.vhost.device import Device
 from doorbelld.vhost.frontend import Frontend
 from doorbelld.wire.vhost_messages import (
@@ -100,12 +99,12 @@ def recording() -> Iterator[Recorder]:
     """Record all that any backend receives."""
     recorder = Recorder()
 
-    def listen(sock: socket.socket, size: int, uid: int | None) -> tuple[bytes, list[ForeignFd]]:
-        data, fds = receive_all(sock, size, uid)
+    def listen(sock: socket.socket) -> tuple[bytes, list[Fd]]:
+        data, fds = receive(sock)
         recorder.take(data, fds)
         return data, fds
 
-    with mock.patch.object(conversation, "receive_all", listen):
+    with mock.patch.object(conversation, "receive", listen):
         yield recorder
 
 

@@ -30,7 +30,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from doorbelld.devices import find
-from doorbelld.fds.foreign import CLOSER
 from doorbelld.fds.spare import Spare
 from doorbelld.vhost import backend as backend_module
 from doorbelld.vhost.backend import Backend
@@ -41,7 +40,6 @@ from doorbelld.wire.vhost import Decoder, ProtocolError
 from doorbelld.wire.vhost_messages import ProtocolFeature
 from doorbelld.wire.vhost_requests import FrontendRequest
 from support.devicesite import Echo
-from support.fdcount import threads
 
 from .depth import Depth
 from .script import Step, parse
@@ -100,7 +98,7 @@ class Stream:
         for backend in self.backends:  # whatever is made once is made now
             self.loop.run_until_complete(self._next_front_end(backend))
         self.served = 0
-        self.threads = threads()
+        self.threads = threading.active_count()
         self.fds: set[str] = set()
 
     def _open(self, name: str, kind: type[Device], **options: Any) -> Backend:
@@ -186,7 +184,6 @@ class Stream:
         gone = [event for event in self.events if isinstance(event, FrontendDetached)]
         came = [event for event in self.events if isinstance(event, FrontendAttached)]
         assert len(gone) == len(came) == 2 and not gone[1].broken and all(event.reason for event in gone), self.events
-        assert "Error: " not in gone[0].reason, gone[0].reason
         self.depth.note(f"{'broken' if gone[0].broken else 'gone'}: {gone[0].reason}")
         if sum(state.requests for state in backend.queues()) > self.served:
             self.depth.note(f"served: {backend.name}")
@@ -195,9 +192,8 @@ class Stream:
             assert not state.started and not state.enabled and not state.in_flight and not state.broken, state
         if _descriptors() != self.fds:
             gc.collect()
-            CLOSER.settle()
             assert _descriptors() == self.fds, f"descriptors: {_names(self.fds)}"
-        assert threads() == self.threads, threading.enumerate()
+        assert threading.active_count() == self.threads, threading.enumerate()
 
 
 class _Token:

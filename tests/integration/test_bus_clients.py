@@ -209,7 +209,7 @@ def test_every_property(client: Client, daemon: Daemon) -> None:
     }
     peer = client.get_all(f"{LAB}/peer/1", "Peer")
     assert 0 <= time.time() * 1e6 - peer.pop("Since") < 60e6
-    unknown = {"Pid": 0, "Uid": NOWHERE, "Gid": NOWHERE, "VmName": "", "VmNameSource": "", "Unit": "", "Backlog": 0}
+    unknown = {"Pid": 0, "Uid": NOWHERE, "Gid": NOWHERE, "VmName": "", "Unit": "", "Backlog": 0}
     assert peer == {"Id": 1, "Vectors": VECTORS, "RingsSent": 0, "RingsReceived": 0, **unknown}
 
 

@@ -38,7 +38,7 @@ def ways_to_break() -> set[str]:
     """All that a driver can do wrong with a ring, as `Depth` writes it down."""
     depth = Depth()
     for reason in BROKEN[1:-1]:  # the first is none; for the last one memory would have to run out
-        depth.note(f"python: {reason.format(7, 7)}")
+        depth.note(f"python: {reason.format(7)}")
     return set(depth.reached)
 
 

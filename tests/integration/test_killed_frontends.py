@@ -38,20 +38,13 @@ GROWTH = 1024
 """KiB: less than a page for each front-end that was killed."""
 
 
-WAITING = 4
-"""Threads that may have been started to close what front-ends sent, or to look something up, and wait for more."""
-
-
 @dataclass(frozen=True)
 class Belongings:
     """What a process has."""
 
     descriptors: dict[str, int]
     """By what they lead to."""
-    workers: list[str]
-    """Threads that have a name of their own."""
-    others: int
-    """Threads that have none: the event loop's, and those that wait for work, some of which end after a while."""
+    threads: list[str]
     guest_memory: int
     """Mappings of it."""
     mappings: int
@@ -70,8 +63,7 @@ class Belongings:
         mappings = (proc / "maps").read_text().splitlines()
         return cls(
             descriptors,
-            [name for name in threads if not name.startswith(("iou-wrk", "doorbelld"))],  # the former are the kernel's
-            threads.count("doorbelld"),
+            [name for name in threads if not name.startswith("iou-wrk")],  # the kernel's, which come and go
             sum("/memfd:guest" in mapping for mapping in mappings),
             len(mappings),
             int((proc / "status").read_text().partition("VmRSS:")[2].split()[0]),
@@ -112,9 +104,8 @@ def test_a_hundred_of_each_kind(short_path: Path, aio: str, cache: str) -> None:
 
         kill(nursery, daemon, chance, 100)
         rest(bus)
-        until(lambda: Belongings.of(daemon.pid).descriptors == before.descriptors)
         after = Belongings.of(daemon.pid)
-        assert after.workers == before.workers and after.others <= before.others + WAITING
+        assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
         assert after.guest_memory == before.guest_memory == 1  # of the calm one
         assert after.mappings < before.mappings + 20  # those of the heap come and go
         assert after.resident < before.resident + GROWTH

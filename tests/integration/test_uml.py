@@ -173,7 +173,7 @@ def test_what_linux_sees_of_a_disk(site: DeviceSite) -> None:
         assert isinstance(device, Blk) and device.disk.writethrough
 
         os.truncate(image, 12 << 20)
-        site.run(backend.refresh())
+        site.call(backend.refresh)
         linux.run("until [ $(cat disk/size) = 24576 ]; do usleep 10000; done")
         linux.run("dd if=/dev/vda of=/dev/vda bs=1M count=2 seek=10 conv=notrunc,fsync")
         assert image.read_bytes() == CONTENT + bytes(2 << 20) + CONTENT[: 2 << 20]

@@ -48,8 +48,7 @@ class Daemon:
         self.config = directory / "doorbelld.toml"
         self.write_config(regions)
         self.bus = f"unix:path={self.runtime}/bus" if bus == "private" else bus
-        told = ["--as-root"] if bus == "system" else []
-        self._arguments = ["--bus", bus, "--log-level", log_level, *told, *arguments]
+        self._arguments = ["--bus", bus, "--log-level", log_level, *arguments]
         self._environment = {**os.environ, **(environment or {})}
         self._log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None

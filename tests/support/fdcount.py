@@ -9,21 +9,13 @@ import gc
 import os
 import resource
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from doorbelld.fds.foreign import CLOSER, THREAD_NAME
-
-_DEADLINE = 5.0
-_WAITING = ("doorbelld-helper", THREAD_NAME)
-"""Names of threads that wait for more work for a while."""
-
 
 def open_fds() -> dict[int, str]:
-    """Map each open descriptor to what it leads to, once those are closed that are to be closed."""
-    CLOSER.settle()
+    """Map each open descriptor to what it leads to."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -34,8 +26,7 @@ def open_fds() -> dict[int, str]:
 
 
 def mapped_memory() -> Counter[str]:
-    """Count mappings of files in memory, by the file, once those are gone that are to go."""
-    CLOSER.settle()
+    """Count mappings of files in memory, by the file."""
     with open("/proc/self/maps") as maps:
         rows = [line.split(None, 5) for line in maps]
     return Counter(f"{row[5].rstrip()} {row[4]}" for row in rows if row[5:] and row[5].startswith("/memfd:"))
@@ -58,15 +49,6 @@ def no_descriptor_left() -> Iterator[None]:
             os.close(fd)
 
 
-def threads() -> int:
-    """Count threads, but for those that wait for something to close or to look up."""
-    return sum(thread.name not in _WAITING for thread in threading.enumerate())
-
-
-def _helped() -> bool:
-    return any(thread.name == "doorbelld-helper" for thread in threading.enumerate())
-
-
 @contextmanager
 def no_leaks() -> Iterator[None]:
     """Fail if the body leaves descriptors or threads behind, or closes some that were not its own."""
@@ -74,18 +56,12 @@ def no_leaks() -> Iterator[None]:
     fds, threads = open_fds(), set(threading.enumerate())
     yield
     gc.collect()
-    deadline = time.monotonic() + _DEADLINE
-    while True:  # a helper thread may have a file yet to close
-        after = open_fds()
-        leaked = {fd: target for fd, target in after.items() if fd not in fds}
-        if not leaked or time.monotonic() > deadline or not _helped():
-            break
-        time.sleep(0.001)
+    after = open_fds()
+    leaked = {fd: target for fd, target in after.items() if fd not in fds}
     lost = {fd: target for fd, target in fds.items() if after.get(fd) != target}
     assert not leaked, f"leaked descriptors: {leaked}"
     assert not lost, f"descriptors that were open before are gone or lead elsewhere: {lost}"
-    new = (thread for thread in threading.enumerate() if thread not in threads)
-    started = [thread for thread in new if thread.name not in _WAITING]
+    started = [thread for thread in threading.enumerate() if thread not in threads]
     assert not started, f"leaked threads: {started}"
 
 

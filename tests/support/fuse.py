@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import stat
 import struct
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +26,7 @@ from support.needs import require
 
 SIZE = 1 << 20
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS, RELEASE = 1, 2, 3, 4, 14, 15, 16, 17, 18
-FLUSH, INIT, OPENDIR, RELEASEDIR, GETLK, SETLK, INTERRUPT, BATCH_FORGET = 25, 26, 27, 29, 31, 32, 36, 42
-FALLOCATE = 43
-SECOND_READ = 1000
+FLUSH, INIT, OPENDIR, RELEASEDIR, SETLK, INTERRUPT, BATCH_FORGET = 25, 26, 27, 29, 32, 36, 42
 OPERATIONS = {
     "LOOKUP": LOOKUP,
     "GETATTR": GETATTR,
@@ -41,38 +37,24 @@ OPERATIONS = {
     "STATFS": STATFS,
     "FLUSH": FLUSH,
     "SETLK": SETLK,
-    "FALLOCATE": FALLOCATE,
-    "SECOND_READ": SECOND_READ,
 }
-"""What it can be told to hang in: *open* hangs in LOOKUP or OPEN, *stat* in GETATTR, *close* in FLUSH.
-
-With SECOND_READ the first READ fails, and no later one is answered. A page fault that has to read twice holds the mmap
-lock the second time.
-"""
+"""What it can be told to hang in: *open* hangs in LOOKUP or OPEN, *stat* in GETATTR, *close* in FLUSH."""
 _SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 _REQUEST = struct.Struct("<IIQQIIIHH")
 _ANSWER = struct.Struct("<IiQ")
 _BUFFER = (1 << 20) + 4096
 _DETACH = 2
-_POSIX_LOCKS = 1 << 1
-"""Flag of INIT: locks are asked of the server."""
 _ROOT = 1
 
 
 class HangingFiles:
-    """The file system at *directory*, which is made; *hang* are names of `OPERATIONS`.
+    """The file system at *directory*, which is made; *hang* are names of `OPERATIONS`."""
 
-    With *init* it is mounted in the mount namespace of that process, where *directory* is there already.
-    """
-
-    def __init__(self, directory: Path, *hang: str, init: int = 0) -> None:
+    def __init__(self, directory: Path, *hang: str) -> None:
         require("/dev/fuse", "a kernel with FUSE")
-        if not init:
-            directory.mkdir()
+        directory.mkdir()
         self.directory = directory
-        self._closed, self._init = False, init
-        numbers = (str(OPERATIONS[name]) for name in hang)
-        self._process = start_module("support.fuse", str(init), str(directory), *numbers)
+        self._process = start_module("support.fuse", str(directory), *(str(OPERATIONS[name]) for name in hang))
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"mounted\n", "FUSE could not be mounted"
 
@@ -80,28 +62,16 @@ class HangingFiles:
         """Name a file of it."""
         return str(self.directory / name)
 
-    def hang(self, name: str) -> None:
-        """Give no answer to requests of that kind from now on."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(b"%d\n" % OPERATIONS[name])
-        self._process.stdin.flush()
-        assert self._process.stdout.readline() == b"hangs\n"
-
     def end_server(self) -> None:
         """Leave a mount whose server is gone: who waits for it, or touches it from now on, gets an error."""
-        if self._process.returncode is None:
-            self._process.kill()
-            self._process.communicate()
+        self._process.kill()
+        self._process.communicate()
 
     def close(self) -> None:
-        """Take it away, but not its directory. A second time does nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        """Take it away, and its directory."""
         self.end_server()
-        if self._init:  # it goes with that namespace
-            return
         _libc().umount2(os.fsencode(self.directory), _DETACH)
+        self.directory.rmdir()
 
     def __enter__(self) -> HangingFiles:
         return self
@@ -135,53 +105,31 @@ _ANSWERS: dict[int, Callable[[int, bytes], bytes]] = {
     WRITE: lambda node, body: struct.pack("<II", struct.unpack_from("<QQI", body)[2], 0),
     STATFS: lambda node, body: struct.pack("<5Q4I24x", 1 << 20, 1 << 19, 1 << 19, 1 << 10, 1 << 9, 4096, 255, 4096, 0),
     FLUSH: lambda node, body: b"",
-    GETLK: lambda node, body: struct.pack("<QQII", 0, 0, fcntl.F_UNLCK, 0),
     SETLK: lambda node, body: b"",
-    FALLOCATE: lambda node, body: b"",
     RELEASE: lambda node, body: b"",
     RELEASEDIR: lambda node, body: b"",
 }
 
 
-def _serve(device: int, hang: set[int]) -> None:
-    reads = 0
+def _serve(device: int, hang: frozenset[int]) -> None:
     while True:
         request = os.read(device, _BUFFER)
         _, operation, unique, node, *_ = _REQUEST.unpack_from(request)
         if operation in hang or operation in _SILENT:
             continue
-        if operation == READ and SECOND_READ in hang:
-            reads += 1
-            if reads == 1:
-                os.write(device, _ANSWER.pack(_ANSWER.size, -errno.EIO, unique))
-            continue
         answer = _ANSWERS.get(operation)
         body = answer(node, request[_REQUEST.size :]) if answer else b""
-        if operation == INIT and SETLK in hang:
-            body = body[:12] + struct.pack("<I", _POSIX_LOCKS) + body[16:]
         os.write(device, _ANSWER.pack(_ANSWER.size + len(body), 0 if answer else -errno.ENOSYS, unique) + body)
 
 
-def _take_orders(hang: set[int]) -> None:
-    for line in sys.stdin:
-        hang.add(int(line))
-        print("hangs", flush=True)
-
-
 def _main() -> None:
-    init, directory, *hang = sys.argv[1:]
+    directory, *hang = sys.argv[1:]
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    if int(init):
-        with open(f"/proc/{init}/ns/mnt") as namespace:
-            if _libc().setns(namespace.fileno(), 0):
-                sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
     if _libc().mount(b"fuse", os.fsencode(directory), b"fuse", 0, options.encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
     print("mounted", flush=True)
-    hanging = set(map(int, hang))
-    threading.Thread(target=_take_orders, args=(hanging,), daemon=True).start()
-    _serve(device, hanging)
+    _serve(device, frozenset(map(int, hang)))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 from doorbelld.errors import AccessDenied, LimitExceeded
 from doorbelld.fds.keeper import Kept, Satchel
 from doorbelld.fds.owned import Fd
-from doorbelld.fds.peercred import Credentials, identify
+from doorbelld.fds.peercred import Credentials
 from doorbelld.fds.spare import Spare
 from doorbelld.ivshmem.absent import AbsentPeer
 from doorbelld.ivshmem.admission import Admission
@@ -101,8 +100,6 @@ class Bench:
         self.cut_off: set[int] = set()
         """IDs that got other doorbells while somebody remembered them."""
         self._watch()
-        known = mock.patch("doorbelld.ivshmem.region.identify", lambda sock: replace(identify(sock), unread=False))
-        self.undo.enter_context(known)  # no name is looked up, which takes a loop
         options = {"vectors": 3, "size": 1 << 16, "stall_timeout": 0.0, **options}
         spec = RegionSpec("demo", socket=f"{folder}/s", **options)
         self.region = Region.open(spec, self.loop, self.events.append, self.spare, keeping=(self.keeper, "r1."))
@@ -226,13 +223,13 @@ class Bench:
 
         Where a peer's cursor stands before members that it is never told of, it may as well stand behind them. What is
         kept for absent peers and nobody remembers may be gone. A number that was drawn for somebody who was refused is
-        free again, though a line may call it one of those that wait.
+        free again.
         """
         state = json.loads(json.dumps(state))
         peers = self.region.peers.values()
         oldest = min((peer.member.seq for peer in peers if peer.outbox.keeps), default=state["next_seq"])
         assert state["next_seq"] > max((entry["seq"] for entry in state["members"]), default=-1)
-        del state["next_seq"], state["waiting"]
+        del state["next_seq"]
         state["retired"] = [[peer_id, seq] for peer_id, seq in state["retired"] if oldest < seq]
         for entry in state["absent"]:
             if not any(entry["id"] in peer.outbox.kept for peer in peers):

@@ -104,26 +104,6 @@ def test_the_check_warns_of_an_image_that_is_not_there(config: Write, short_path
     assert run("--check", "--config", file).stderr == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
-def test_root_serves_on_the_system_bus_only_if_told(config: Write, short_path: Path) -> None:
-    """Unless a unit starts it, which says as whom: then $SYSTEMD_EXEC_PID is its own process."""
-    arguments = ("--config", config("[region.a]\n"), "--bus", "system")
-    nowhere = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={short_path}/none"}
-    for pid in ("", "1"):
-        done = run(*arguments, **nowhere, SYSTEMD_EXEC_PID=pid)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == (
-            "Error: root would serve strangers with all of root's rights; "
-            "start the service (systemctl start doorbelld), use --bus private, or add --as-root"
-        )
-        assert not (short_path / "run").exists()
-    assert run(*arguments, "--check", **nowhere).returncode == 0
-    assert run(*arguments, "--as-root", **nowhere).returncode == 69  # it looks for the bus
-    script = 'export SYSTEMD_EXEC_PID=$$; exec "$@"'
-    command = ["sh", "-c", script, "sh", BIN / "doorbelld", *map(str, arguments)]
-    assert subprocess.run(command, env={**os.environ, **nowhere}, timeout=DEADLINE, check=False).returncode == 69
-
-
 @pytest.mark.parametrize("check", [["--check"], []])
 def test_a_wrong_configuration_is_78_with_every_problem(config: Write, short_path: Path, check: list[str]) -> None:
     file = config('[region.a]\nsize = "3M"\n[region.b]\ncolour = "red"\n')

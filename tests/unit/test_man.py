@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 CHANGING = {
     *("PeerCount", "ClearPolicy", "MaxAbsent", "MaxPeers", "StallTimeoutUSec", "RelayRate"),
     *("PollUSec", "State", "Reason", "Fault", "Error", "ConfigSpace", "MemoryRegions"),
-    *(f"Frontend{what}" for what in ("Pid", "Uid", "Gid", "VmName", "VmNameSource", "Unit", "Since")),
+    *(f"Frontend{what}" for what in ("Pid", "Uid", "Gid", "VmName", "Unit", "Since")),
     *(f"Acked{what}" for what in ("Features", "FeatureNames", "ProtocolFeatures", "ProtocolFeatureNames")),
     *(f"Client.{what}" for what in ("Id", "Size", "Since", "Reconnect")),
     *(f"FlatDevice.{what}" for what in ("IvPosition", "MemorySize", "Since")),

@@ -2,15 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Turns what happens in the model into D-Bus signals.
 
-A `Rung` is sent at once: somebody waits for it. After `RINGS_MAX` of them within `SWEEP_SECONDS` the others are summed
-up by object and vector until these seconds are over, and sent then: as `Rung`, or as one `RungMany` for an object with
-more than `RUNG_MAX` vectors to tell of. Comings and goings are sent in order, a few milliseconds' worth per
+A `Rung` is sent at once: somebody waits for it. Comings and goings are sent in order, a few milliseconds' worth per
 loop turn, so that a storm of joins does not hold up the greetings that caused it. Properties that changed are told
 together at the end of a turn, with the values that they have then, however often they changed. Peers of our clients
 come and go as fast as another server says; one that is gone before its coming was told is not told of at all, so there
-is never more to tell than there are peers. The same holds for our own peers once `BACKLOG_MAX` events wait.
-
-Where polkit decides who may look, signals do not say who somebody is (`access.disclosure`): everybody gets them.
+is never more to tell than there are peers.
 
 While the bus takes nothing, rings of host peers, clients and flat devices, and what front-ends negotiate, would be what
 could grow without bound: sums of the ones and the names of changed properties are kept here, and sent when it takes
@@ -55,29 +51,15 @@ from ..host.events import (
 )
 from ..ivshmem.hostclient import HostClient, HostFlat
 from . import interfaces, paths
-from .access.disclosure import changes_for_all, of_all
 from .library import text
 from .names import CLIENT, DEVICE, FLAT, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, QUEUE, REGION, ROOT
 from .router import Router
 from .tree import Tree, device_paths
 
 TURN_SECONDS = 0.002
-SWEEP_SECONDS = 0.005
-RINGS_MAX = 16
-RUNG_MAX = 8
-BACKLOG_MAX = 1024
-_COUNT_MAX = (1 << 64) - 1
 
 _STATE = ("State", "Reason", "Fault")
-_FRONTEND = (
-    "FrontendPid",
-    "FrontendUid",
-    "FrontendGid",
-    "FrontendVmName",
-    "FrontendVmNameSource",
-    "FrontendUnit",
-    "FrontendSince",
-)
+_FRONTEND = ("FrontendPid", "FrontendUid", "FrontendGid", "FrontendVmName", "FrontendUnit", "FrontendSince")
 _NEGOTIATED = (
     "AckedFeatures",
     "AckedFeatureNames",
@@ -114,13 +96,6 @@ class Announcer:
         self._rings: Counter[tuple[str, str, str, int]] = Counter()
         self._pressed = False
         self._turn: asyncio.Handle | None = None
-        self._joined: dict[str, PeerAdded] = {}
-        """Our own peers, by path, whose coming waits to be told."""
-        self._skipped: set[int] = set()
-        """Which of those events that wait are not told of: their peers are gone."""
-        self._sweep: asyncio.TimerHandle | None = None
-        self._sweep_end = 0.0
-        self._sent = 0  # rings, in this sweep
 
     def hear(self, event: HostEvent) -> None:
         """Take an event of the model."""
@@ -135,14 +110,8 @@ class Announcer:
                 path, interface = _place(client)
                 self._ring((path, interface, "Interrupt" if interface == FLAT else "Rung", vector), count)
                 return
-            case PeerAdded(region=region, peer=peer):
-                self._joined[paths.peer(region.name, peer.id)] = event
-            case PeerRemoved(region=region, peer=peer):
-                self._tree.drop(path := paths.peer(region.name, peer.id))
-                untold = self._joined.pop(path, None)
-                if untold is not None and len(self._waiting) > BACKLOG_MAX:
-                    self._skipped.add(id(untold))
-                    return
+            case PeerRemoved(peer=peer):
+                self._tree.drop(paths.peer(event.region.name, peer.id))
             case RegionRemoved():
                 self._tree.drop_tree(paths.region(event.region.name))
             case ClientPeerAdded(client=client, peer_id=peer_id):
@@ -165,40 +134,17 @@ class Announcer:
         """Learn whether the bus is slow to take what we write."""
         self._pressed = pressed
         if not pressed:
-            self._send_rings()
+            rings, self._rings = self._rings, Counter()
+            for where, count in rings.items():
+                self._ring(where, count)
             self._go_on()
 
     def _ring(self, where: tuple[str, str, str, int], count: int) -> None:
-        """Tell of rings now, or have them told of with others."""
-        now = self._loop.time()
-        if now >= self._sweep_end:
-            self._sweep_end, self._sent = now + SWEEP_SECONDS, 0
-        if self._pressed or self._rings or self._sent >= RINGS_MAX:
+        if self._pressed:
             self._rings[where] += count
-            if self._sweep is None and not self._pressed:
-                self._sweep = self._loop.call_at(self._sweep_end, self._send_rings)
-            return
-        self._sent += 1
-        path, interface, member, vector = where
-        self._router.signal(path, interface, member, "qt", [vector, min(count, _COUNT_MAX)])
-
-    def _send_rings(self) -> None:
-        """Tell of the rings that were summed up."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        if self._pressed:  # then when it no longer is
-            return
-        rings, self._rings = self._rings, Counter()
-        by_object: dict[tuple[str, str, str], list[list[int]]] = {}
-        for (path, interface, member, vector), count in rings.items():
-            by_object.setdefault((path, interface, member), []).append([vector, min(count, _COUNT_MAX)])
-        for (path, interface, member), told in by_object.items():
-            if len(told) > RUNG_MAX:
-                self._router.signal(path, interface, f"{member}Many", "a(qt)", [told])
-            else:
-                for one in told:
-                    self._router.signal(path, interface, member, "qt", one)
+        else:
+            path, interface, member, vector = where
+            self._router.signal(path, interface, member, "qt", [vector, min(count, (1 << 64) - 1)])
 
     def _go_on(self) -> None:
         if self._turn is None and (self._waiting or self._changed):
@@ -220,10 +166,8 @@ class Announcer:
 
     def _tell(self, path: str, names: Collection[str]) -> None:
         if (view := self._tree.find(path)) is not None:  # else it is gone, which is told, or will be
-            name, body = view.interface.name, view.changed(names)
-            if self._router.restricted:
-                body = changes_for_all(name, *body)
-            self._router.signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [name, *body])
+            body = [view.interface.name, *view.changed(names)]
+            self._router.signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", body)
 
     def _change(self, path: str, names: Collection[str]) -> None:
         self._changed.setdefault(path, set()).update(names)
@@ -240,11 +184,6 @@ class Announcer:
                 self._change(paths.region(region.name), interfaces.load(REGION).properties)
             case PeerAdded(region=region, peer=peer):
                 path = paths.peer(region.name, peer.id)
-                if self._joined.get(path) is event:
-                    del self._joined[path]
-                elif id(event) in self._skipped:
-                    self._skipped.discard(id(event))
-                    return
                 self._added(path)
                 self._router.signal(paths.region(region.name), REGION, "PeerAdded", "qo", [peer.id, path])
                 self._change(paths.region(region.name), ("PeerCount",))
@@ -320,7 +259,7 @@ class Announcer:
             case StateChanged() | FaultChanged():
                 self._change(path, _STATE)
             case FrontendAttached(who=who):
-                self._router.signal(path, DEVICE, "FrontendAttached", "u", [0 if self._router.restricted else who.pid])
+                self._router.signal(path, DEVICE, "FrontendAttached", "u", [who.pid])
                 self._change(path, (*_STATE, *_FRONTEND))
             case FrontendDetached(reason=reason, broken=broken):
                 self._router.signal(path, DEVICE, "FrontendDetached", "sb", [text(reason), broken])
@@ -338,10 +277,9 @@ class Announcer:
 
     def _added(self, path: str) -> None:
         if (view := self._tree.find(path)) is not None:  # else it is gone again already
-            known = self._router.describe(view)
-            if self._router.restricted:
-                known = of_all(known)
-            self._router.signal(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, known])
+            self._router.signal(
+                ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, self._router.describe(view)]
+            )
 
     def _removed(self, path: str, interface: str) -> None:
         self._changed.pop(path, None)

@@ -20,7 +20,6 @@ Invariants
 3. Polkit is asked one question per connection at a time, and has at most `DIALOGUES_MAX` persons to ask per user. What
    waits in the lanes of one user, who is neither root nor ours, is at most `CALLS_MAX` calls of `BYTES_MAX` together,
    once the bus has said who it is.
-4. Of the calls that waited, a few milliseconds' worth begin in a turn of the loop, of all lanes together.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from typing import Any
 
 from ..errors import AccessDenied, BusUnavailable, LimitExceeded
 from ..fds.peercred import Credentials
+from .library import Variant
 from .names import BUS_NAME
 from .polkit import CHALLENGE_SECONDS, CHECK_SECONDS, Answer, Polkit, Question
 
 DIALOGUES_MAX = 4
 CALLS_MAX = 1024
 BYTES_MAX = 16 << 20
-TURN_SECONDS = 0.003
 
 _CACHE_MAX = 1024
-_MEETINGS_MAX = 64
+_ITEM_BYTES = 64
 
 
 class Action(Enum):
@@ -118,8 +117,6 @@ class _Bus:
     calls: Counter[int] = field(default_factory=Counter)  # that wait, by uid
     sizes: Counter[int] = field(default_factory=Counter)
     dialogues: Counter[int] = field(default_factory=Counter)
-    met: set[str] = field(default_factory=set)
-    """Callers of whom the bus is asked who they are, and nothing waits for it."""
 
 
 class Authority:
@@ -130,22 +127,10 @@ class Authority:
         self._trusted = {0, os.geteuid()}
         self._bus = _Bus(polkit)
         self._runners: set[asyncio.Task[None]] = set()
-        self._beginning = asyncio.Lock()
-        self._pressed: asyncio.Event | None = None  # set once the bus takes again what we write
-        self._turn: float | None = None  # when calls in the lanes began to begin, in this turn of the loop
 
     def forget(self, polkit: Polkit | None = None) -> None:
         """Forget everybody: another bus gives the same names to others. *polkit* decides on the next one, if given."""
         self._bus = _Bus(polkit)
-        self.press(False)
-
-    def press(self, pressed: bool) -> None:
-        """Learn whether the bus is slow to take what we write: no call in the lanes begins then."""
-        if pressed:
-            self._pressed = self._pressed or asyncio.Event()
-        elif self._pressed is not None:
-            self._pressed.set()
-            self._pressed = None
 
     # On the spot
 
@@ -155,49 +140,9 @@ class Authority:
         who = bus.known.get(sender)
         return who if who is not None and who.uid in self._trusted and sender not in bus.lanes else None
 
-    def trusts(self, who: Credentials) -> bool:
-        """Tell whether *who* may do everything, and nobody is asked."""
-        return who.uid in self._trusted
-
     def all_may_inspect(self, sender: str) -> bool:
         """Tell whether it does not matter who *sender* is, for looking."""
         return self._bus.polkit is None and sender not in self._bus.lanes
-
-    @property
-    def restricted(self) -> bool:
-        """Whether there may be somebody on the bus who may not look."""
-        return self._bus.polkit is not None
-
-    def user(self, sender: str) -> int | None:
-        """Tell whose *sender* is, if that is known."""
-        who = self._bus.known.get(sender)
-        return None if who is None else who.uid
-
-    def meet(self, sender: str) -> None:
-        """Have the bus asked who *sender* is, though no call of its waits for that."""
-        bus = self._bus
-        if sender in bus.known or sender in bus.lanes or sender in bus.met or len(bus.met) >= _MEETINGS_MAX:
-            return
-        bus.met.add(sender)
-
-        async def learn() -> None:
-            try:
-                who = await self._learn(sender)
-            except AccessDenied:
-                return
-            finally:
-                bus.met.discard(sender)
-            self._keep(bus, sender, who)
-
-        runner = asyncio.get_running_loop().create_task(learn())
-        self._runners.add(runner)
-        runner.add_done_callback(self._runners.discard)
-
-    @staticmethod
-    def _keep(bus: _Bus, sender: str, who: Credentials) -> None:
-        bus.known[sender] = who
-        while len(bus.known) > _CACHE_MAX:
-            bus.known.popitem(last=False)
 
     def decided(self, request: Request) -> Credentials | None:
         """Tell who the caller is, if it may do what it wants; None if that is to be asked, or others are before it.
@@ -227,7 +172,7 @@ class Authority:
     ) -> None:
         """Call *begin* with who the caller is, once it may do what it wants and its earlier calls have begun.
 
-        It occupies *size* bytes while it waits. If it may not (AccessDenied, LimitExceeded), if the
+        It occupies *size* bytes while it waits (see `size_of`). If it may not (AccessDenied, LimitExceeded), if the
         bus went away meanwhile (AccessDenied), or if *begin* raises something, *refuse* is called with that.
 
         Raises:
@@ -255,12 +200,7 @@ class Authority:
             while lane.calls:
                 call = lane.calls[0]
                 try:
-                    who = await self._permit(bus, lane, call.request)
-                    async with self._beginning:
-                        while self._pressed or self._turn_is_over():
-                            await (self._pressed.wait() if self._pressed else asyncio.sleep(0))
-                        self._same(bus, lane.sender)
-                        call.begin(who)
+                    call.begin(await self._permit(bus, lane, call.request))
                 except Exception as error:
                     call.refuse(error)
                 lane.calls.popleft()
@@ -274,17 +214,6 @@ class Authority:
                 _take(bus.calls, lane.uid, len(lane.calls))
                 _take(bus.sizes, lane.uid, lane.size)
 
-    def _turn_is_over(self) -> bool:
-        """Tell whether calls in the lanes have begun for `TURN_SECONDS` in this turn of the loop."""
-        loop = asyncio.get_running_loop()
-        if self._turn is None:
-            self._turn = loop.time()
-            loop.call_soon(self._new_turn)
-        return loop.time() - self._turn > TURN_SECONDS
-
-    def _new_turn(self) -> None:
-        self._turn = None
-
     async def _permit(self, bus: _Bus, lane: _Lane, request: Request) -> Credentials:
         """Tell who the caller is, once it may do what it wants."""
         sender = request.sender
@@ -292,7 +221,9 @@ class Authority:
         if (who := bus.known.get(sender)) is None:
             who = await self._learn(sender)
             self._same(bus, sender)
-            self._keep(bus, sender, who)
+            bus.known[sender] = who
+            while len(bus.known) > _CACHE_MAX:
+                bus.known.popitem(last=False)
             if who.uid not in self._trusted and lane.uid is None:
                 lane.uid = who.uid
                 bus.calls[who.uid] += len(lane.calls)
@@ -378,6 +309,20 @@ class Authority:
                 f"uid {who.uid} may look, but not {action.value}{when}; "
                 f"call as root or as the daemon's user (uid {os.geteuid()})"
             )
+
+
+def size_of(value: Any) -> int:
+    """Estimate the bytes that a message's body occupies; none is smaller than its items are many."""
+    match value:
+        case str() | bytes():
+            return _ITEM_BYTES + len(value)
+        case list() | tuple():
+            return _ITEM_BYTES + sum(map(size_of, value))
+        case dict():
+            return _ITEM_BYTES + sum(size_of(key) + size_of(item) for key, item in value.items())
+        case Variant():
+            return _ITEM_BYTES + size_of(value.value)
+    return _ITEM_BYTES
 
 
 def _check_room(bus: _Bus, uid: int, calls: int, size: int) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from ..errors import BusForbidden, BusUnavailable, DoorbellError, printable_lines
+from ..errors import BusForbidden, BusUnavailable, DoorbellError
 from ..fds.owned import Fd
 from . import library
 from .address import socket_of
@@ -343,7 +343,7 @@ class Client:
     @staticmethod
     def _open(reply: Any, fds: list[Fd]) -> list[Any]:
         if reply.message_type is MessageType.ERROR:
-            raise CallFailed(reply.error_name, printable_lines(str(reply.body[0])) if reply.body else reply.error_name)
+            raise CallFailed(reply.error_name, str(reply.body[0]) if reply.body else reply.error_name)
         body = [unwrap(value) for value in reply.body]
         for place, kind in enumerate(reply.signature_tree.types):
             if kind.signature == "h":

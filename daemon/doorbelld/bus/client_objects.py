@@ -186,11 +186,6 @@ class ForeignPeerView(View, interface=PEER):
         """Not known."""
         return ""
 
-    @prop("VmNameSource")
-    def vm_name_source(self) -> str:
-        """Not known."""
-        return ""
-
     @prop("Unit")
     def unit(self) -> str:
         """Not known."""

@@ -5,10 +5,6 @@
 While there is no bus the guests are served as ever; only nobody is told. `run` connects, owns the name, hands the
 connection's writer to the router, waits until the bus goes away, and starts over with a back-off. Losing the bus loses
 signals only: who cares reads the objects again when our name is owned again.
-
-A daemon that was killed while one of its threads is stuck in the kernel (`..fds.foreign`) stays connected, and goes on
-owning the name. Its successor takes the name over, which the first one must have allowed when it asked for it. The
-policy of the bus says who may own the name at all.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import BusUnavailable
-from ..fds.peercred import is_dead
 from ..host.host import Host
 from ..log import get_logger
 from . import polkit
@@ -28,13 +23,12 @@ from .library import Message, MessageType, connect, discard, unwrap
 from .names import BUS_NAME, DBUS, DBUS_PATH
 from .reader import Reader
 from .router import Router
-from .scheduler import Scheduler
 from .tree import Tree
 from .writer import Writer
 
 log = get_logger()
 
-_ALLOW_REPLACEMENT, _REPLACE_EXISTING, _DO_NOT_QUEUE = 1, 2, 4
+_DO_NOT_QUEUE = 4
 _PRIMARY_OWNER = 1
 _RETRY_FIRST = 0.1
 _RETRY_MAX = 5.0
@@ -57,11 +51,6 @@ class Connection:
         tree = Tree(host, reload)
         self._router = Router(tree, self._authority)
         self._announcer = Announcer(loop, tree, self._router)
-        self._scheduler = Scheduler(
-            *(loop, self._router.handle, self._router.refuse, self._authority.user),
-            pause=self._pause,
-            meet=self._authority.meet,
-        )
         self._bus: Any = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
@@ -111,55 +100,28 @@ class Connection:
             ) from error
         # see writer.py and reader.py for what is wrong with those that it has
         self._loop.remove_reader(bus._fd)
-        bus._writer = self._writer = Writer(bus._sock, self._loop, self._lost, self._press)
-        self._reader = Reader(
-            *(bus._sock, self._loop, self._scheduler.take, bus._process_message, self._lost),
-            limit=self._router.body_max,
-            turn=self._scheduler.turn,
-            signals=polkit.SIGNALS,
-        )
+        bus._writer = self._writer = Writer(bus._sock, self._loop, self._lost, self._announcer.press)
+        self._reader = Reader(bus._sock, self._loop, self._router.handle, bus._process_message, self._lost)
         self._bus = bus
         self._router.writer, self._router.next_serial = self._writer, bus.next_serial
         with_polkit = polkit.answers_for(address)
         self._authority.forget(self._polkit if with_polkit else None)
+        bus.add_message_handler(self._router.handle)  # before the name is ours: calls come at once then
         try:
             if with_polkit:
                 bus.add_message_handler(self._polkit.hear)
                 for rule in polkit.RULES:
                     await self._order("AddMatch", "s", [rule])
-            if not await self._own() and not (await self._owner_is_dead() and await self._own(_REPLACE_EXISTING)):
+            if await self._order("RequestName", "su", [BUS_NAME, _DO_NOT_QUEUE]) != _PRIMARY_OWNER:
                 raise BusUnavailable("another doorbelld owns it; stop that one, or use another --bus")
         except Exception as error:
             self._drop()
             raise BusUnavailable(f"can't own {BUS_NAME} on {address}: {error}") from error
         return address
 
-    async def _own(self, more: int = 0) -> bool:
-        """Ask for our name, with *more* flags; say whether it is ours now."""
-        flags = _DO_NOT_QUEUE | _ALLOW_REPLACEMENT | more
-        return bool(await self._order("RequestName", "su", [BUS_NAME, flags]) == _PRIMARY_OWNER)
-
-    async def _owner_is_dead(self) -> bool:
-        """Say whether the process that owns our name is dead but for a thread that is stuck."""
-        try:
-            return is_dead(await self._order("GetConnectionUnixProcessID", "s", [BUS_NAME]))
-        except BusUnavailable:  # it has left the bus meanwhile, or the bus does not know
-            return False
-
     def _lost(self, error: Exception) -> None:
         self._silence()
         self._bus._finalize(error)
-
-    def _press(self, pressed: bool) -> None:
-        """Learn whether the bus is slow to take what we write: what would make us write more, waits."""
-        self._announcer.press(pressed)
-        self._authority.press(pressed)
-        self._scheduler.press(pressed)
-        self._router.press(pressed)
-
-    def _pause(self, paused: bool) -> None:
-        if self._reader is not None:
-            self._reader.pause(paused)
 
     def _silence(self) -> None:
         # before the socket is closed: its number may be a peer's the next moment
@@ -168,10 +130,9 @@ class Connection:
                 half.close()
 
     def _drop(self) -> None:
-        self._router.leave()
+        self._router.writer = None
         self._authority.forget()
         self._polkit.forget()
-        self._scheduler.clear()
         self._announcer.press(False)
         self._silence()
         if self._bus is not None:
@@ -182,8 +143,6 @@ class Connection:
         reply = await self._call(_to_bus("GetConnectionCredentials", "s", [sender]))
         if reply.message_type is MessageType.ERROR:
             raise ValueError(reply.body[0])
-        if reply.sender != DBUS:
-            raise ValueError(f"{reply.sender} answered in the bus's place")
         return dict(unwrap(reply.body[0]))
 
     async def _order(self, member: str, signature: str, body: list[Any]) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..vhost.backend import Backend
 from ..vhost.queuestate import QueueState
-from .access.disclosure import SHOWN
 from .authority import Action
 from .library import text
 from .names import DEVICE, QUEUE
@@ -40,9 +39,9 @@ class DeviceView(View, interface=DEVICE):
         self._device.reset()
 
     @method("Refresh", Action.MANAGE)
-    async def refresh(self) -> None:
+    def refresh(self) -> None:
         """Have it look again at what is behind it."""
-        await self._device.refresh()
+        self._device.refresh()
 
     @prop("Name")
     def name(self) -> str:
@@ -119,11 +118,6 @@ class DeviceView(View, interface=DEVICE):
         """What it calls itself."""
         return self._device.who.vm_name if self._device.who else ""
 
-    @prop("FrontendVmNameSource")
-    def frontend_vm_name_source(self) -> str:
-        """Who says so."""
-        return str(self._device.who.vm_name_source) if self._device.who else ""
-
     @prop("FrontendUnit")
     def frontend_unit(self) -> str:
         """Its systemd unit."""
@@ -182,10 +176,7 @@ class DeviceView(View, interface=DEVICE):
     @prop("MemoryRegions")
     def memory_regions(self) -> list[list[Any]]:
         """Guest memory."""
-        return [
-            [address, size, user if SHOWN.addresses else 0, offset, text(error)]
-            for address, size, user, offset, error in self._device.memory_regions
-        ]
+        return [[*numbers, text(error)] for *numbers, error in self._device.memory_regions]
 
     @prop("ConfigSpace")
     def config_space(self) -> bytes:

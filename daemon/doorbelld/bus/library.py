@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import io
 import os
-import struct
 from typing import Any
 
 NAMES = ("dbus_fast", "dbus_next")
@@ -99,32 +98,6 @@ def parse(raw: bytes) -> Any:
     if message is None:
         raise ValueError("a message that ends before its end")
     return message
-
-
-def parse_body(signature: str, body: bytes, big: bool) -> list[Any]:
-    """Parse the arguments of a call, from their signature and the body's bytes.
-
-    The library is given them behind a header of our own: what a caller has put into its header is not looked at again.
-
-    Raises:
-        Exception: whatever the library raises for what is not as the signature says.
-    """
-    prefix, fields = _header(signature, big)
-    message = parse(prefix + struct.pack(">I" if big else "<I", len(body)) + fields + body)
-    return list(message.body)
-
-
-@functools.lru_cache(maxsize=256)
-def _header(signature: str, big: bool) -> tuple[bytes, bytes]:
-    """Marshal the header of a call with *signature*, without the body's size: what is before that, and after it."""
-    number = struct.Struct(">I" if big else "<I")
-    one = number.pack(1)
-    fields = b"\1\1o\0" + one + b"/\0"
-    fields += bytes(-len(fields) % 8) + b"\3\1s\0" + one + b"M\0"
-    if signature:
-        fields += bytes(-len(fields) % 8) + b"\x08\1g\0" + bytes([len(signature)]) + signature.encode() + b"\0"
-    rest = one + number.pack(len(fields)) + fields
-    return (b"B" if big else b"l") + b"\1\0\1", rest + bytes(-len(fields) % 8)
 
 
 def describe() -> str:

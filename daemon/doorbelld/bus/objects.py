@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from .. import __version__, devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
 from ..fds import eventfd
-from ..fds.foreign import CLOSER
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials, process_name
 from ..host.host import Host
@@ -32,7 +31,6 @@ from ..options import parse
 from ..vhost.errors import DeviceFaulty
 from ..vhost.spec import DeviceSpec
 from . import library, paths
-from .access.disclosure import SHOWN
 from .authority import Action
 from .names import MANAGER, PEER, REGION, VECTOR
 from .sharing import DoorbellMethods, MemoryMethods, Ringer, if_room
@@ -149,11 +147,7 @@ class ManagerView(View, interface=MANAGER):
     @method("Describe", Action.INSPECT)
     def describe(self) -> str:
         """Everything as JSON."""
-        known = {"version": __version__, **self._host.describe()}
-        if not SHOWN.addresses:
-            for region in (region for device in known["devices"].values() for region in device["memory"]):
-                region["user-addr"] = 0
-        return json.dumps(known)
+        return json.dumps({"version": __version__, **self._host.describe()})
 
     @method("Reload", Action.MANAGE)
     def reload(self) -> Awaitable[None]:
@@ -184,21 +178,6 @@ class ManagerView(View, interface=MANAGER):
     def descriptors_in_use(self) -> int:
         """Open descriptors now."""
         return self._host.descriptors_in_use()
-
-    @prop("StuckDescriptors")
-    def stuck_descriptors(self) -> int:
-        """Closes that wait."""
-        return CLOSER.stuck
-
-    @prop("Unrestored")
-    def unrestored(self) -> list[list[str]]:
-        """What could not be restored and stays kept."""
-        return [[kind, name, library.text(reason)] for kind, name, reason in self._host.unrestored]
-
-    @prop("Limits")
-    def limits(self) -> dict[str, list[int]]:
-        """Used, limit and refused of each budget."""
-        return {name: list(numbers) for name, numbers in self._host.limits().items()}
 
 
 def _joining(table: type[Joining], name: str, socket: str, options: dict[str, Any]) -> Joining:
@@ -467,11 +446,6 @@ class PeerView(View, interface=PEER):
     def vm_name(self) -> str:
         """What it calls itself."""
         return self._peer.who.vm_name
-
-    @prop("VmNameSource")
-    def vm_name_source(self) -> str:
-        """Who says so."""
-        return str(self._peer.who.vm_name_source)
 
     @prop("Unit")
     def unit(self) -> str:

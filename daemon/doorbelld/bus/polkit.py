@@ -49,8 +49,6 @@ RULES = (
     f"type='signal',sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg0='{NAME}'",
 )
 """What the bus is to tell `Polkit.hear`."""
-SIGNALS = frozenset(((INTERFACE, "Changed"), (DBUS, "NameOwnerChanged")))
-"""The same, by interface and member."""
 
 _ALLOW_USER_INTERACTION = 1
 _CACHE_MAX = 4096

@@ -4,46 +4,37 @@
 
 Theory of operation
 -------------------
-The libraries leave descriptors that a caller sends open, and not close-on-exec. Here the closer
-(`fds.foreign`) closes them as they come: no method of ours takes any.
+The libraries leave descriptors that a caller sends open, and not close-on-exec. Here they are closed as they come:
+no method of ours takes any.
 
-Of a message the header is read first (`transport.header`). *limit* says how large the body of such a call may be; one
-that is larger is dropped while it comes, and the call handed on without it, for its error. Replies that we wait for
-have a limit too, and become an error beyond it; of signals only those are kept that somebody here wants to hear. So
-what is kept of one message is never more than `_BODY_MAX` bytes. A header that is larger than `_HEADER_MAX` names no
-object of ours: that message is dropped whole.
-
-A caller that rings repeats itself: of two calls to one method, the headers differ in the serial only. So what a header
-says is kept under its bytes, and the next message with the same bytes needs a dictionary lookup and, if its body is of
-a simple kind (`_DECODERS`), one ``struct`` call. That makes the calls that matter cost the same with either library.
-Other bodies the library parses, when they are asked for.
+A caller that rings repeats itself: of two calls to one method, the headers differ in the serial only. So once the
+library has parsed a header whose body is of a simple kind (`_DECODERS`), the parsed form is kept under the header's
+bytes, and the next message with the same bytes needs a dictionary lookup and one ``struct`` call. That makes the calls
+that matter cost the same with either library. What is not simple, or comes for the first time, or in the other byte
+order, the library parses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
+from array import array
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from ..fds import scm
-from ..log import Limiter, get_logger
-from .library import Message, MessageType, parse
-from .transport import header
-from .transport.call import MethodCall
+from .library import MessageType, parse
 
-log = get_logger()
-
+MESSAGE_MAX = 128 << 20  # D-Bus Specification, "Message Format"
 _CHUNK = 1 << 16
-_HEADER_MAX = 1 << 16
-_KEPT_HEADER_MAX = 512
+_FDS_MAX = 253  # the kernel's SCM_MAX_FD
+_HEADER_MAX = 512
 _CACHE_MAX = 1024
-_REPLY_MAX = 512 << 10
-"""Bytes of a reply; the largest that we wait for says who a caller is, with 65,536 groups at most."""
-_SIGNAL_MAX = 4 << 10
-_TWO, _PAIR = struct.Struct("<HH"), struct.Struct("<HH4x")
-_METHOD_CALL, _METHOD_RETURN, _ERROR, _SIGNAL = 1, 2, 3, 4
+_FIXED = 16  # bytes before the header fields: the last four are their length
+_LITTLE, _BIG = ord("l"), ord("B")
+_PAIR = struct.Struct("<HH4x")
 
 
 def _nothing(raw: bytes) -> list[Any] | None:
@@ -55,7 +46,7 @@ def _one(raw: bytes) -> list[Any] | None:
 
 
 def _two(raw: bytes) -> list[Any] | None:
-    return list(_TWO.unpack(raw)) if len(raw) == 4 else None
+    return list(struct.unpack("<HH", raw)) if len(raw) == 4 else None
 
 
 def _pairs(raw: bytes) -> list[Any] | None:
@@ -70,19 +61,25 @@ _DECODERS: dict[str, Callable[[bytes], list[Any] | None]] = {"": _nothing, "q": 
 """From a body's signature to what reads it; None if the body is not as the signature says."""
 
 
-class _Known(NamedTuple):
-    """What is known of the calls whose headers have certain bytes."""
+@dataclass(slots=True)
+class MethodCall:
+    """A method call that the library did not have to parse; as far as the router looks, like the library's message."""
 
-    header: header.Header
-    size_max: int
+    path: str
+    interface: str | None
+    member: str
+    sender: str
+    signature: str
+    flags: Any
+    serial: int
+    body: list[Any]
+    message_type: Any = MessageType.METHOD_CALL
 
 
 class Reader:
     """The reading half of a connection to the bus.
 
-    *limit* tells how many bytes the body of a call may have, from its interface, member and signature. *call* is given
-    method calls, *other* replies and signals as the library's messages, *failed* the reason when it is over. *turn* is
-    called before what came together. *signals* are those, by interface and member, that *other* wants.
+    *call* is given simple method calls, *other* the library's messages, *failed* the reason when it is over.
     """
 
     def __init__(
@@ -92,10 +89,6 @@ class Reader:
         call: Callable[[Any], Any],
         other: Callable[[Any], Any],
         failed: Callable[[Exception], None],
-        *,
-        limit: Callable[[str | None, str, str], int],
-        turn: Callable[[], None] = lambda: None,
-        signals: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         self._sock = sock
         self._fd = sock.fileno()
@@ -103,15 +96,9 @@ class Reader:
         self._call = call
         self._other = other
         self._failed = failed
-        self._limit = limit
-        self._turn = turn
-        self._signals = signals
-        self._paused = False
-        self._limited = Limiter(burst=2, period=60.0)
         self._parts: list[bytes] = []  # of a message that is not whole yet
         self._missing = 0
-        self._unwanted = 0  # bytes to drop before the next message
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[bytes, MethodCall] = {}
         loop.add_reader(self._fd, self._readable)
 
     def close(self) -> None:
@@ -120,29 +107,23 @@ class Reader:
             self._loop.remove_reader(self._fd)
             self._fd = -1
 
-    def pause(self, paused: bool) -> None:
-        """Leave what comes in the socket, or go on."""
-        if self._fd >= 0 and paused != self._paused:
-            self._paused = paused
-            if paused:
-                self._loop.remove_reader(self._fd)
-            else:
-                self._loop.add_reader(self._fd, self._readable)
-
     def _readable(self) -> None:
         try:
-            data, fds, _ = scm.receive(self._sock, _CHUNK if self._unwanted < _CHUNK else 4 * _CHUNK)
+            data, ancillary, _, _ = self._sock.recvmsg(
+                _CHUNK, socket.CMSG_SPACE(4 * _FDS_MAX), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(error)
             return
-        for fd in fds:
-            fd.close()
+        for _, kind, rights in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                for fd in array("i", rights):
+                    os.close(fd)
         if not data:
             self._fail(EOFError("the message bus closed the connection"))
             return
-        self._turn()
         try:
             if self._parts:
                 self._parts.append(data)
@@ -160,121 +141,62 @@ class Reader:
         self._failed(error)
 
     def _split(self, data: bytes) -> None:
-        """Take whole messages off *data* and keep the rest, if it is wanted."""
-        start, end, wanted = 0, len(data), header.FIXED
-        while self._fd >= 0 and start < end:
-            if self._unwanted:
-                dropped = min(self._unwanted, end - start)
-                self._unwanted -= dropped
-                start += dropped
-                continue
-            wanted = header.FIXED
-            if end - start < wanted:
+        """Take whole messages off *data* and keep the rest."""
+        start, end, size = 0, len(data), 0
+        while self._fd >= 0 and end - start >= _FIXED:
+            order = data[start]
+            if order not in (_LITTLE, _BIG):
+                raise ValueError(f"a message begins with byte {order}")
+            endian = "<" if order == _LITTLE else ">"
+            body_size, serial, fields = struct.unpack_from(f"{endian}III", data, start + 4)
+            body = start + _FIXED + fields + (-fields % 8)
+            size = body + body_size - start
+            if size > MESSAGE_MAX:
+                raise ValueError(f"a message of {size} bytes")
+            if end - start < size:
                 break
-            sizes = header.sizes(data, start)
-            wanted, fields, body, _ = sizes
-            whole = wanted + body
-            if wanted > _HEADER_MAX:
-                self._drop(f"a header of {wanted} bytes")
-                self._unwanted = whole
-                continue
-            if end - start < wanted:
-                break
-            try:
-                known = self._look(data, start, start + header.FIXED + fields)
-            except ValueError as error:
-                self._drop(str(error))
-                self._unwanted = whole
-                continue
-            if body > known.size_max:
-                self._refuse(known, sizes)
-                self._unwanted = whole
-                continue
-            wanted = whole
-            if end - start < wanted:
-                break
-            self._take(known, data, start, sizes)
-            start += wanted
-        if start < end and self._fd >= 0:
+            self._take(data, start, start + _FIXED + fields, body, start + size, serial)
+            start += size
+            size = 0
+        if start < end:
             self._parts.append(data[start:])
-            self._missing = wanted - (end - start)
+            self._missing = max(size, _FIXED) - (end - start)
 
-    def _look(self, data: bytes, start: int, fields_end: int) -> _Known:
-        """Give what the header says, and how large the body may be."""
+    def _take(self, data: bytes, start: int, fields_end: int, body: int, end: int, serial: int) -> None:
         # all that tells a repeated call from the last but serial and body size
-        key = data[start : start + 4] + data[start + 12 : fields_end]
-        known = self._known.get(key)
-        if known is None:
-            found = header.read(data, start, fields_end)
-            match found.kind:
-                case 1:
-                    known = _Known(found, self._limit(found.interface, found.member, found.signature))
-                    if len(key) <= _KEPT_HEADER_MAX:
-                        if len(self._known) >= _CACHE_MAX:
-                            self._known.clear()
-                        self._known[key] = known
-                case 2 | 3:
-                    known = _Known(found, _REPLY_MAX)
-                case 4 if (found.interface, found.member) in self._signals:
-                    known = _Known(found, _SIGNAL_MAX)
-                case _:
-                    known = _Known(found, -1)
-        return known
-
-    def _take(self, known: _Known, data: bytes, start: int, sizes: header.Sizes) -> None:
-        """Hand on a whole message."""
-        found, size_max = known
-        before, _, size, serial = sizes
-        body = start + before
-        if found.kind != _METHOD_CALL:
-            self._hand_on(found, data[start : body + size])
-            return
-        raw = data[body : body + size]
-        big = data[start] == header.BIG
-        _, flags, path, interface, member, sender, signature, _ = found
-        decode = _DECODERS.get(signature)
-        arguments = decode(raw) if decode is not None and not big else None
-        self._call(
-            MethodCall(path, interface, member, sender, signature, flags, serial, raw, size, size_max, big, arguments)
-        )
-
-    def _hand_on(self, found: header.Header, raw: bytes) -> None:
-        """Have the library parse a reply or a signal; what it can't is as if it had not come, or an error."""
-        try:
-            message = parse(raw)
-        except Exception as error:  # whatever the library raises
-            self._fail_reply(found, f"what {found.sender or 'the bus'} sent can't be read: {error}")
-            return
-        self._other(message)
-
-    def _refuse(self, known: _Known, sizes: header.Sizes) -> None:
-        """Do without the body of a message: what it is, is handed on if it is a call or a reply."""
-        found, size_max = known
-        if found.kind == _METHOD_CALL:
+        header = data[start : start + 4] + data[start + 12 : fields_end]
+        known = self._known.get(header)
+        if known is not None and (arguments := _DECODERS[known.signature](data[body:end])) is not None:
             self._call(
                 MethodCall(
-                    *found[2:4], found.member, found.sender, found.signature, found.flags,
-                    sizes.serial, None, sizes.body, size_max,
+                    known.path,
+                    known.interface,
+                    known.member,
+                    known.sender,
+                    known.signature,
+                    known.flags,
+                    serial,
+                    arguments,
                 )
-            )  # fmt: skip
-        else:
-            self._fail_reply(found, f"{found.sender or 'the bus'} answered with {sizes.body} bytes")
-
-    def _fail_reply(self, found: header.Header, why: str) -> None:
-        if found.kind not in (_METHOD_RETURN, _ERROR):
-            return
-        self._drop(why)
-        self._other(
-            Message(
-                message_type=MessageType.ERROR,
-                error_name="org.freedesktop.DBus.Error.InconsistentMessage",
-                reply_serial=found.reply_serial,
-                sender=found.sender,
-                signature="s",
-                body=[why],
-                serial=1,
             )
-        )
-
-    def _drop(self, what: str) -> None:
-        self._limited(log.warning, "dropped", "a D-Bus message was dropped", reason=what)
+            return
+        message = parse(data[start:end])
+        if (
+            message.message_type is MessageType.METHOD_CALL
+            and message.signature in _DECODERS
+            and data[start] == _LITTLE
+            and len(header) <= _HEADER_MAX
+        ):
+            if len(self._known) >= _CACHE_MAX:
+                self._known.clear()
+            self._known[header] = MethodCall(
+                message.path,
+                message.interface,
+                message.member,
+                message.sender,
+                message.signature,
+                message.flags,
+                0,
+                [],
+            )
+        self._other(message)

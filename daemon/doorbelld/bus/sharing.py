@@ -113,7 +113,7 @@ class MemoryMethods:
         """Read some of the memory."""
         return self._within(offset, length).read(offset, length)
 
-    @method("WriteMemory", Action.OPEN_MEMORY, array_max=READ_MAX)
+    @method("WriteMemory", Action.OPEN_MEMORY)
     def write_memory(self, offset: int, data: bytes) -> None:
         """Write some of the memory."""
         self._within(offset, len(data)).write(offset, bytes(data))

@@ -24,13 +24,6 @@ from .names import ROOT
 from .objects import HostAsPeer, ManagerView, PeerView, RegionView, VectorView
 from .views import View
 
-VIEWS: tuple[type[View], ...] = (
-    *(ManagerView, RegionView, PeerView, VectorView),
-    *(ClientView, ForeignPeerView, FlatDeviceView),
-    *(DeviceView, QueueView),
-)
-"""What there may be at a path."""
-
 
 class Tree:
     """Finds views by path."""
@@ -117,8 +110,8 @@ class Tree:
                 return [str(index) for index in range(device.queue_count)]
         return []
 
-    def listed(self) -> list[str]:
-        """Give the paths of all objects below the root that ObjectManager lists."""
+    def listed(self) -> list[tuple[str, View]]:
+        """Give all objects below the root that ObjectManager lists."""
         listed: list[str] = []
         for name, region in self._host.regions.items():
             base = paths.region(name)
@@ -128,7 +121,8 @@ class Tree:
         for name, client in self._host.clients.items():
             base = paths.client(name)
             listed += [base, *(f"{base}/peer/{peer_id}" for peer_id in client.peers)]
-        return listed + [paths.flat(name) for name in self._host.flats]
+        listed += [paths.flat(name) for name in self._host.flats]
+        return [(path, view) for path in listed if (view := self.find(path)) is not None]
 
     def drop(self, path: str) -> None:
         """Forget the view of a peer that is gone."""

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, TypeVar
 from .authority import Action
 from .interfaces import Interface, load
 from .library import Variant
-from .transport.header import ARRAY_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,18 +32,13 @@ class Call:
     returns: str
     action: Action
     wants_caller: bool
-    array_max: int = ARRAY_MAX
-    """Bytes of an array among its arguments."""
 
 
-def method(name: str, action: Action, *, wants_caller: bool = False, array_max: int = ARRAY_MAX) -> Callable[[F], F]:
-    """Mark a function as the D-Bus method *name*, for callers who may do *action*.
-
-    An array among its arguments may have *array_max* bytes.
-    """
+def method(name: str, action: Action, *, wants_caller: bool = False) -> Callable[[F], F]:
+    """Mark a function as the D-Bus method *name*, for callers who may do *action*."""
 
     def mark(function: F) -> F:
-        function.__dict__["dbus_method"] = (name, action, wants_caller, array_max)
+        function.__dict__["dbus_method"] = (name, action, wants_caller)
         return function
 
     return mark
@@ -75,9 +69,9 @@ class View:
         for function in (own for base in reversed(cls.__mro__) for own in vars(base).values()):
             marks = getattr(function, "__dict__", {})
             if "dbus_method" in marks:
-                name, action, wants_caller, array_max = marks["dbus_method"]
+                name, action, wants_caller = marks["dbus_method"]
                 declared = cls.interface.methods[name]
-                cls.calls[name] = Call(function, declared.takes, declared.returns, action, wants_caller, array_max)
+                cls.calls[name] = Call(function, declared.takes, declared.returns, action, wants_caller)
             elif "dbus_property" in marks:
                 cls.getters[marks["dbus_property"]] = function
         for kind, declared_names, written in (

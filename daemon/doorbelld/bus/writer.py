@@ -24,29 +24,22 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from ..fds.owned import Fd
 
-HIGH_WATER = 32 << 10
-LIMIT = 16 << 20
+HIGH_WATER = 1 << 20
+LIMIT = 64 << 20
 _GATHER = 1 << 16
 _FULL = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _FULL_SECONDS = 0.01
 
-_FIXED = struct.Struct("<4BIII")
-_RETURN = struct.Struct("<8sII4sI")
+_RETURN = struct.Struct("<4BIII4BI4BI")
 _NO_REPLY_EXPECTED = 1
 _METHOD_RETURN = 2
-_ERROR = 3
 _PROTOCOL = 1
-_ERROR_NAME = 4
 _REPLY_SERIAL = 5
 _DESTINATION = 6
-_SIGNATURE = 8
-_START = bytes([ord("l"), _METHOD_RETURN, _NO_REPLY_EXPECTED, _PROTOCOL, 0, 0, 0, 0])
-_REPLY_SERIAL_FIELD = bytes([_REPLY_SERIAL, 1, ord("u"), 0])
 
 
 def empty_return(serial: int, reply_serial: int, destination: str) -> bytes:
@@ -54,43 +47,14 @@ def empty_return(serial: int, reply_serial: int, destination: str) -> bytes:
 
     The libraries take longer for this one than for everything else that a ring needs.
     """
-    fields, end = _destination(destination)
-    return _RETURN.pack(_START, serial, fields, _REPLY_SERIAL_FIELD, reply_serial) + end
-
-
-@lru_cache(maxsize=256)
-def _destination(destination: str) -> tuple[int, bytes]:
-    """Give how long the fields of an `empty_return` are, and its last one with the padding behind it."""
     name = destination.encode()
-    end = struct.pack("<4BI", _DESTINATION, 1, ord("s"), 0, len(name)) + name + b"\0"
-    return 17 + len(name), end + bytes(-len(end) % 8)
-
-
-def prefixed_return(serial: int, reply_serial: int, destination: str, signature: str, size: int) -> bytes:
-    """Marshal the header of a method return whose body, of *size* bytes, is marshalled already."""
-    return _header(_METHOD_RETURN, serial, size, reply_serial, destination, "", signature)
-
-
-def error_return(serial: int, reply_serial: int, destination: str, name: str, words: str) -> bytes:
-    """Marshal an error reply: *name* in full, *words* for people.
-
-    Those who flood us get many of them; the libraries take twenty times as long.
-    """
-    said = words.encode()
-    body = len(said).to_bytes(4, "little") + said + b"\0"
-    return _header(_ERROR, serial, len(body), reply_serial, destination, name, "s") + body
-
-
-def _header(kind: int, serial: int, size: int, reply_serial: int, destination: str, name: str, signature: str) -> bytes:
-    fields = struct.pack("<4BI", _REPLY_SERIAL, 1, ord("u"), 0, reply_serial)
-    for code, value in ((_DESTINATION, destination), (_ERROR_NAME, name)):
-        if value:
-            said = value.encode()
-            fields += struct.pack("<4BI", code, 1, ord("s"), 0, len(said)) + said + b"\0"
-            fields += bytes(-len(fields) % 8)
-    fields += bytes([_SIGNATURE, 1, ord("g"), 0, len(signature)]) + signature.encode() + b"\0"
-    header = _FIXED.pack(ord("l"), kind, _NO_REPLY_EXPECTED, _PROTOCOL, size, serial, len(fields)) + fields
-    return header + bytes(-len(header) % 8)
+    message = _RETURN.pack(
+        *(ord("l"), _METHOD_RETURN, _NO_REPLY_EXPECTED, _PROTOCOL, 0, serial, 17 + len(name)),
+        *(_REPLY_SERIAL, 1, ord("u"), 0, reply_serial),
+        *(_DESTINATION, 1, ord("s"), 0, len(name)),
+    )
+    message += name + b"\0"
+    return message + bytes(-len(message) % 8)
 
 
 class Writer:
@@ -108,7 +72,7 @@ class Writer:
         self._loop = loop
         self._failed = failed
         self._pressure = pressure
-        self._queue: deque[tuple[bytes | memoryview, list[Fd], asyncio.Future[None] | None]] = deque()
+        self._queue: deque[tuple[bytes, list[Fd], asyncio.Future[None] | None]] = deque()
         self._queued = 0
         self._gathering = False
         self._blocked = False
@@ -139,11 +103,6 @@ class Writer:
             self._pressure(True)
         if self._queued > LIMIT:
             self._fail(ConnectionError(f"the message bus takes nothing; {self._queued} bytes wait"))
-
-    def write_with(self, header: bytes, body: bytes) -> None:
-        """Send one message whose *body* others are sent, too: it is not copied."""
-        self.write(header, [])
-        self.write(body, [])
 
     def close(self) -> None:
         """Drop what was not sent."""
@@ -197,7 +156,7 @@ class Writer:
         elif len(self._queue) == 1 or len(data) >= _GATHER:
             sent = self._sock.send(data, socket.MSG_DONTWAIT)
         else:
-            chunks: list[bytes | memoryview] = []
+            chunks: list[bytes] = []
             size = 0
             for chunk, with_fds, _ in self._queue:
                 if with_fds or size >= _GATHER:
@@ -212,7 +171,7 @@ class Writer:
         while sent:
             data, fds, future = self._queue[0]
             if sent < len(data):
-                self._queue[0] = (memoryview(data)[sent:], fds, future)  # not a copy: others may be sent the same
+                self._queue[0] = (bytes(memoryview(data)[sent:]), fds, future)
                 return
             sent -= len(data)
             self._queue.popleft()

@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..fds.budgets import LimitsSpec
 from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec, in_units
 from ..vhost.spec import DeviceSpec
@@ -35,10 +34,7 @@ _NOT_SET = {"owner": "whoever the daemon runs as", "group": "whoever the daemon 
 def tables(config: Config) -> dict[str, Any]:
     """Give the merged tables with all defaults in them; None stands where a default can't be written down."""
     merged = config.layers.tables
-    known: dict[str, Any] = {
-        "daemon": _filled(merged.get("daemon", {}), _daemon_defaults()),
-        "limits": _filled(merged.get("limits", {}), _limits_defaults()),
-    }
+    known: dict[str, Any] = {"daemon": _filled(merged.get("daemon", {}), _daemon_defaults())}
     for key, table in merged.items():
         if key == "region" and isinstance(table, dict):
             runtime = config.daemon.runtime_directory
@@ -47,7 +43,7 @@ def tables(config: Config) -> dict[str, Any]:
             known[key] = {name: _filled(device, _device_defaults(name, config)) for name, device in table.items()}
         elif key in _JOINED and isinstance(table, dict):
             known[key] = {name: _filled(one, _joined_defaults(_JOINED[key])) for name, one in table.items()}
-        elif key not in ("daemon", "limits"):
+        elif key != "daemon":
             known[key] = table
     return known
 
@@ -59,12 +55,6 @@ def _filled(table: Any, defaults: Mapping[str, Any]) -> Any:
 def _daemon_defaults() -> dict[str, Any]:
     spec = DaemonSpec()
     return {key: getattr(spec, key.replace("-", "_")) for key in keys_of(DaemonSpec)}
-
-
-def _limits_defaults() -> dict[str, Any]:
-    spec = LimitsSpec()
-    plain = {key: getattr(spec, key.replace("-", "_")) for key in keys_of(LimitsSpec)}
-    return {key: in_units(value) if key.endswith("memory") else value for key, value in plain.items()}
 
 
 def _region_defaults(name: str, runtime_directory: str) -> dict[str, Any]:

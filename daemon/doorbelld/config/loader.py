@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from .. import devices
 from ..errors import InvalidOptions, NoSuchDeviceType, Problem, UnusableDeviceType
-from ..fds.budgets import LimitsSpec
 from ..ivshmem.clientspec import ClientSpec, FlatSpec
 from ..ivshmem.spec import RegionSpec
 from ..log import LEVELS
@@ -46,10 +45,6 @@ class DaemonSpec:
     log_level: str = option(choice(*LEVELS), default="info")
 
 
-_SINGLE: Mapping[str, type] = {"daemon": DaemonSpec, "limits": LimitsSpec}
-"""The tables of which there is one."""
-
-
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, and (in `layers`) where it comes from."""
@@ -62,7 +57,6 @@ class Config:
     layers: Layers = field(default_factory=Layers, compare=False, repr=False)
     faulty: dict[str, Problem] = field(default_factory=dict)
     """Devices that are left out because the package of their type is wrong, and what is wrong with it."""
-    limits: LimitsSpec = field(default_factory=LimitsSpec)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -82,14 +76,14 @@ class Config:
     def _misnamed(self, path: Path) -> bool:
         """Tell whether there is no option of the name *path*, whatever its value."""
         match path:
-            case (("daemon" | "limits") as table, key):
-                return key not in keys_of(_SINGLE[table])
+            case ("daemon", key):
+                return key not in keys_of(DaemonSpec)
             case (str(kind), _, key) if kind in _PLAIN:
                 return key not in keys_of(_PLAIN[kind])
             case ("device", str(name), key):
                 return key not in keys_of(DeviceSpec) + self._own_keys(name)
             case _:
-                return len(path) == 1 and path[0] not in ("device", *_SINGLE, *_PLAIN)
+                return len(path) == 1 and path[0] not in ("daemon", "device", *_PLAIN)
 
     def _own_keys(self, device: str) -> list[str]:
         try:
@@ -166,19 +160,19 @@ def _read(entries: list[Entry], problems: list[Problem], cure: str) -> Reading:
 def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
     """Check merged tables; gives what could be read and all problems, with their places."""
     problems: list[Problem] = []
-    single: dict[str, Any] = {key: spec() for key, spec in _SINGLE.items()}
+    daemon = DaemonSpec()
     made: dict[str, DeviceSpec] = {}
     plain: dict[str, dict[str, Any]] = {kind: {} for kind in _PLAIN}
     faulty: dict[str, Problem] = {}
     for key, table in layers.tables.items():
-        if key not in ("device", *_SINGLE, *_PLAIN):
-            known = "known are [daemon], [limits], [region.NAME], [device.NAME], [client.NAME] and [flat.NAME]"
+        if key not in ("daemon", "device", *_PLAIN):
+            known = "known are [daemon], [region.NAME], [device.NAME], [client.NAME] and [flat.NAME]"
             problems.append(Problem(key, "unknown table", known))
         elif not isinstance(table, dict):
-            problems.append(Problem(key, "is no table", f"write [{key}{'' if key in _SINGLE else '.NAME'}]"))
-        elif key in _SINGLE:
+            problems.append(Problem(key, "is no table", f"write [{key}{'' if key == 'daemon' else '.NAME'}]"))
+        elif key == "daemon":
             try:
-                single[key] = parse(_SINGLE[key], table, key)
+                daemon = parse(DaemonSpec, table, "daemon")
             except InvalidOptions as error:
                 problems += error.problems
         elif key == "device":
@@ -186,10 +180,8 @@ def interpret(layers: Layers) -> tuple[Config, list[Problem]]:
             _interpret(usable, key, lambda name, raw, at: DeviceSpec.parse(name, raw, at, devices.find), made, problems)
         else:
             _interpret(table, key, _reader(_PLAIN[key]), plain[key], problems)
-    problems += _clashes(plain["region"], made, single["daemon"].runtime_directory, layers)
-    config = Config(
-        single["daemon"], plain["region"], made, plain["client"], plain["flat"], layers, limits=single["limits"]
-    )
+    problems += _clashes(plain["region"], made, daemon.runtime_directory, layers)
+    config = Config(daemon, plain["region"], made, plain["client"], plain["flat"], layers)
     config.faulty.update({name: config.placed([problem])[-1] for name, problem in faulty.items()})
     return config, config.placed([*problems, *faulty.values()])
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidOptions, Problem, escaped
+from ..errors import InvalidOptions, Problem
 from .places import Path, TooDeep, lines_of
 
 FOLDERS = ("/etc/doorbelld", "/run/doorbelld", "/usr/lib/doorbelld")
@@ -165,4 +165,4 @@ def _is_value(word: str) -> bool:
 
 def shown(path: str) -> str:
     """Write *path* so that it may stand in a message or in a comment: on one line, whatever bytes it is made of."""
-    return escaped(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)

@@ -58,11 +58,6 @@ def clients(session: Session, client: str) -> None:
 @click.argument("socket", type=click.Path())
 @click.option("--vectors-max", type=click.IntRange(1), metavar="N", help="Doorbells taken of a peer. Default: 64.")
 @click.option("--reconnect/--no-reconnect", default=None, help="Whether it comes back by itself. Default: it does.")
-@click.option(
-    "--memory",
-    type=click.Choice(["shared", "any"]),
-    help="Whether its memory may be a file on a disk. Default: shared.",
-)
 @json_option
 @pass_session
 def create_client(session: Session, /, name: str, socket: str, **given: Any) -> None:

@@ -52,7 +52,7 @@ def front_end(device: Mapping[str, Any]) -> str:
     """Name the front-end: its VM, its process; nothing where there is none."""
     if (who := device["front-end"]) is None:
         return NONE
-    return f"{peernames.vm(who)} ({who['pid']})" if who["vm"] else peernames.sentence(who)
+    return f"{who['vm']} ({who['pid']})" if who["vm"] else peernames.sentence(who)
 
 
 def overview(devices: Mapping[str, Mapping[str, Any]]) -> None:
@@ -145,8 +145,7 @@ def _facts(name: str, device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if words := error(device):
         yield "Error", words
     if (who := device["front-end"]) is not None:
-        named = {"VM": peernames.vm(who), "unit": who["unit"]}
-        vm, unit = (f", {word} {value}" if value else "" for word, value in named.items())
+        vm, unit = (f", {word} {who[key]}" if who[key] else "" for word, key in (("VM", "vm"), ("unit", "unit")))
         since = when(who["since"])
         yield "Front-end", f"pid {who['pid']}, uid {who['uid']}, gid {who['gid']}{vm}{unit}, since {since}"
         yield "Features", _accepted(device["acked-feature-names"], device["offered-feature-names"])

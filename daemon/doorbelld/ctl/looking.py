@@ -260,9 +260,6 @@ def peers(session: Session, name: str, kind: str | None) -> None:
     Of those in the region of another server no more is known than that it tells: their IDs and their doorbells. Without
     NAME the peers of all regions are listed; with --json as an object with the peers of each.
 
-    A VM whose name only its own process says has a * behind it: whoever may start a process may choose that name. Names
-    that systemd-machined registered have none.
-
     \b
     Examples:
       doorbellctl peers

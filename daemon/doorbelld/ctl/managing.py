@@ -131,7 +131,6 @@ def create_device(session: Session, name: str, type_: str, settings: tuple[str, 
       queues, queue-size           how many, and how many entries each, at most
       poll-us                      look for requests for so long before sleeping
       silence-timeout              how long a front-end that says nothing keeps others away
-      memory=any                   guest memory may be a file on any file system
 
     \b
     A blk has:
@@ -227,8 +226,7 @@ _REMOVALS = {
 def _remove(session: Session, name: str, kind: str, yes: bool) -> None:
     async def ask(daemon: Daemon) -> tuple[str, list[str]]:
         found = await daemon.kind_of(name, [kind] if kind else KINDS)
-        there = [] if found in await daemon.unrestored(name) else await _connected(daemon, found, name)
-        return found, there
+        return found, await _connected(daemon, found, name)
 
     found, names = session.run(ask)
     there = _in_words(found, names)

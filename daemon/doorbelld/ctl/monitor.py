@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,10 +102,6 @@ class Interpreter:
         found: Iterator[Event | None]
         if heard.member == "Reloaded":
             found = iter((_reloaded(heard),))
-        elif heard.member == "RungMany":
-            for one in heard.body[0]:
-                yield from self.events(replace(heard, member="Rung", body=list(one)))
-            return
         elif (kind := _kind_of(heard.path)) in _JOINED:
             found = self._of_joined(heard, kind)
         elif (added := _added(heard)) in _JOINED:
@@ -123,12 +119,14 @@ class Interpreter:
         region = _name_of(heard.path, "region")
         match heard.member, heard.body:
             case "Rung", [vector, count]:
-                return _rung(region, vector, count)
+                times = plural(count, "time")
+                values = {"vector": vector, "count": count}
+                return Event("rung", region, f"rang the host: vector {vector}, {times}", values)
             case "PeerAdded", [peer, path]:
                 known = self._fresh.pop(path, {})
                 values = {"peer": peer}
                 who = ""
-                if "Pid" in known:
+                if known:
                     values |= {"vm": known["VmName"], "pid": known["Pid"], "uid": known["Uid"], "unit": known["Unit"]}
                     name = f"VM {known['VmName']}, " if known["VmName"] else ""
                     who = f": {name}pid {known['Pid']}, uid {known['Uid']}"
@@ -158,11 +156,9 @@ class Interpreter:
                 yield from self._attach(path)
                 words = f"front-end {'broke it' if broken else 'detached'}: {reason}"
                 yield Event("front-end-detached", "", words, {"reason": reason, "broken": broken}, name)
-            case "PropertiesChanged", [names.DEVICE, changed, invalidated]:
+            case "PropertiesChanged", [names.DEVICE, changed, _]:
                 if "FrontendPid" in changed:
                     yield from self._attach(path, changed)
-                elif "FrontendPid" in invalidated:
-                    yield from self._attach(path)
                 state = changed.get("State", "")
                 if state and state != self._states.get(path):
                     self._states[path] = state
@@ -222,17 +218,11 @@ class Interpreter:
             return
         values: dict[str, Any] = {"pid": pid}
         words = f"front-end attached: pid {pid}"
-        if known and pid in (0, known["FrontendPid"]):
-            values["pid"] = pid = known["FrontendPid"]
+        if known and known["FrontendPid"] == pid:
             vm, uid = known["FrontendVmName"], known["FrontendUid"]
             values |= {"vm": vm, "uid": uid, "unit": known["FrontendUnit"]}
             words = f"front-end attached: {f'VM {vm}, ' if vm else ''}pid {pid}, uid {uid}"
         yield Event("front-end-attached", "", words, values, _name_of(path, "device"))
-
-
-def _rung(region: str, vector: int, count: int) -> Event:
-    times, values = plural(count, "time"), {"vector": vector, "count": count}
-    return Event("rung", region, f"rang the host: vector {vector}, {times}", values)
 
 
 def _reloaded(heard: Signal) -> Event:
@@ -330,35 +320,12 @@ async def _watch_one_bus(client: Client, session: Session, only: str, back: bool
                     if not error.nobody_there:  # gone again: another signal tells
                         raise
                 continue
-            for event in interpreter.events(await _completed(client, heard)):
+            for event in interpreter.events(heard):
                 event.show(session.json)
             if signals.lost > lost:
                 count, lost = signals.lost - lost, signals.lost
                 words = f"{plural(count, 'event')} lost: what reads this is too slow"
                 Event("lost", "", words, {"count": count}).show(session.json)
-
-
-async def _completed(client: Client, heard: Signal) -> Signal:
-    """Read what a signal does not say because everybody gets it: who a peer or a front-end is, if we may know."""
-    from ..bus.client import CallFailed
-    from ..bus.names import DEVICE, PEER
-
-    match heard.member, heard.body:
-        case "InterfacesAdded", [path, {"org.doorbelld.Doorbell1.Peer": made}] if "Pid" not in made:
-            interface = PEER
-        case "PropertiesChanged", [interface, _, invalidated] if interface == DEVICE and "FrontendPid" in invalidated:
-            path = heard.path
-        case _:
-            return heard
-    try:
-        known = await client.get_all(path, interface)
-    except CallFailed:  # we may not, or it is gone
-        return heard
-    if interface == PEER:
-        return replace(heard, body=[path, {PEER: known}])
-    _, changed, invalidated = heard.body
-    told = {name: known[name] for name in invalidated if name.startswith("Frontend")}
-    return replace(heard, body=[DEVICE, changed | told, [name for name in invalidated if name not in told]])
 
 
 async def _introduce(client: Client, session: Session, only: str, back: bool) -> None:

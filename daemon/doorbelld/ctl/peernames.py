@@ -18,18 +18,10 @@ from typing import Any
 
 from .layout import NONE
 
-CLAIMED = "*"
-"""What follows the name of a VM in tables if only its own process says that it has that name."""
-
-
-def vm(peer: Mapping[str, Any]) -> str:
-    """Write the name of a VM, with a mark if nobody vouches for it; empty if there is none."""
-    return f"{peer['vm']}{CLAIMED}" if peer.get("vm-source") == "process" else str(peer["vm"])
-
 
 def cell(peer: Mapping[str, Any]) -> str:
-    """Write who a peer is, for a table: ``guest1``, ``guest1*``, ``flat mcu``, ``worker (python3)``, ``(python3)``."""
-    if known := vm(peer) or peer.get("own"):
+    """Write who a peer is, for a table: ``guest1``, ``flat mcu``, ``worker (python3)``, ``(python3)``."""
+    if known := peer["vm"] or peer.get("own"):
         return str(known)
     program = f"({peer['program']})" if peer.get("program") else ""
     return " ".join(filter(None, (peer.get("label"), program))) or NONE

@@ -217,7 +217,9 @@ class Daemon:
         known = await self.describe()
         found = [kind for kind in among if name in known[f"{kind}s"]]
         if len(found) > 1:
-            raise _several(name, found)
+            which = " and ".join(f"a {WORDS[kind]}" for kind in found)
+            flags = " or ".join(f"--kind {kind}" for kind in found)
+            raise Refused(f'"{name}" is {which}; say which with {flags}')
         if found:
             return found[0], dict(known[f"{found[0]}s"][name])
         if others := [other for other in KINDS if name in known[f"{other}s"]]:
@@ -229,26 +231,9 @@ class Daemon:
         there = "; ".join(f"{WORDS[kind]}s: {', '.join(known[f'{kind}s']) or 'none'}" for kind in (first, *more))
         raise Refused(f'no {WORDS[first]} "{name}", and no {nor} of that name; there are {there}')
 
-    async def unrestored(self, name: str) -> list[str]:
-        """Tell of which kinds something called *name* could not be restored; an older daemon does not tell."""
-        from ..bus.client import CallFailed
-        from ..bus.names import MANAGER, ROOT
-
-        try:
-            known = await self.client.get(ROOT, MANAGER, "Unrestored")
-        except CallFailed:
-            return []
-        return [kind for kind, one, _ in known if one == name]
-
     async def kind_of(self, name: str, among: Sequence[str]) -> str:
-        """Tell which kind *name* is, as `find` does, without having everything described if it is of one kind only.
-
-        What could not be restored counts, too.
-        """
+        """Tell which kind *name* is, as `find` does, without having everything described if it is of one kind only."""
         found = [kind for kind in among if any(row[0] == name for row in await self.call(_NAMES[kind]))]
-        found += [kind for kind in await self.unrestored(name) if kind in among]
-        if len(found) > 1:
-            raise _several(name, found)
         if len(found) == 1:
             return found[0]
         return (await self.find(name, among[0] if len(among) == 1 else None, among))[0]
@@ -286,13 +271,6 @@ def place(kind: str, name: str) -> tuple[str, str]:
         "flat": (paths.flat, names.FLAT),
     }[kind]
     return make(name), interface
-
-
-def _several(name: str, found: Sequence[str]) -> Refused:
-    """Say that several things are called so."""
-    which = " and ".join(f"a {WORDS[kind]}" for kind in found)
-    flags = " or ".join(f"--kind {kind}" for kind in found)
-    return Refused(f'"{name}" is {which}; say which with {flags}')
 
 
 def _another(kind: str, name: str, other: str) -> Refused:

@@ -15,7 +15,7 @@ import click
 from ..ivshmem.spec import in_units
 from . import peernames
 from .layout import NONE, Shape, Since, lay_out
-from .session import WORDS, Session, plural
+from .session import Session, plural
 
 _REGIONS = Shape(("REGION", ">SIZE", ">VECTORS", ">PEERS", "SOCKET"), (">VECTORS", ">SIZE", ">PEERS"), path=True)
 _PEERS = Shape(
@@ -71,9 +71,6 @@ def overview(known: dict[str, Any], address: str) -> None:
     used, limit = known["descriptors"]["in-use"], known["descriptors"]["limit"]
     where = address.removeprefix("unix:path=")
     click.echo(f"doorbelld {known['version']} on {where}: {counts(known)}, {used:,} of {limit:,} descriptors in use")
-    for one in known.get("unrestored", ()):
-        what = f"{WORDS[one['kind']]} {one['name']}"
-        click.echo(f"not restored: {what}: {one['reason']}; what it had is kept (doorbellctl doctor)")
     click.echo()
     if not any(known[kinds] for kinds in ("regions", "devices", "clients", "flats")):
         click.echo(_NOTHING_YET)

@@ -145,8 +145,7 @@ class Wait:
         path, interface = place(self._kind, self._name)
         rung = Match(path=path, interface=interface, member=_RUNG[self._kind][1])
         removed = Match(path=ROOT, interface=OBJECT_MANAGER, member="InterfacesRemoved")
-        many = Match(path=path, interface=interface, member=f"{_RUNG[self._kind][1]}Many")
-        async with await client.subscribe(rung, many, removed, OWNER_CHANGED) as signals:
+        async with await client.subscribe(rung, removed, OWNER_CHANGED) as signals:
             time_to_look = asyncio.Event()
             listening = asyncio.create_task(self._listen(signals, path, interface, time_to_look))
             try:

@@ -102,7 +102,6 @@ class Blk(Device):
     name = "blk"
     id = 2
     Options = BlkOptions
-    waits_for = "path"
     queues_max = QUEUES_MAX
     queues = 16
     feature_names: ClassVar[Mapping[int, str]] = {

@@ -94,8 +94,7 @@ class Image:
     @property
     def sectors(self) -> int:
         """How many whole sectors it has now."""
-        fd = self.file.fileno()
-        return (os.lseek(fd, 0, os.SEEK_END) if self._block_device else os.fstat(fd).st_size) // SECTOR
+        return os.lseek(self.file.fileno(), 0, os.SEEK_END) // SECTOR
 
     def _check(self) -> bool:
         """Tell whether it is a block device; it may be a regular file else."""

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from array import array
 
-def use_signal(number: int) -> None: ...
-def signal_in_use() -> int: ...
+SIGNAL: int
+
 def armed() -> bool: ...
 
 class Bells:

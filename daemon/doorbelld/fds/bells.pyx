@@ -11,58 +11,47 @@ very thread a signal every 10 ms; its handler, if it finds the thread inside a w
 anew, so that the write, which the kernel restarts, returns. After five such signals without a ring in between the
 handler disarms the timer. An idle thread has none, a busy one pays a hundred signals a second.
 
-A write that waited is a sharer's doing. Until the end of that call the timer then strikes every 100 us, each further
-doorbell is looked at before it is written to, and when a hundred signals found us in a write the rest is given up.
-
-The signal is taken at the first ring, with SA_RESTART: the one that `use_signal` or the environment variable
-DOORBELL_SIGNAL names, else the first from SIGRTMIN+8 on that nobody has. One that has a handler is never taken: this
-is a library, and others in the process may use signals too. A thread that blocks it rings without a guard.
+The signal is SIGRTMIN+8, with SA_RESTART. A thread that blocks it rings without a guard.
 
 Invariants
 ----------
 1. ``bell_fd`` is set before ``bell_armed`` is looked at, and the handler disarms only while ``bell_fd`` is not set: no
    write begins unguarded.
-2. No ring takes longer than the timer's period, and 100 us for each further time that a sharer clears the flag. No call
-   rings on after a hundred of those.
+2. No ring takes longer than the timer's period for each time that a sharer of the eventfd clears the flag.
 3. No function here takes ownership of a descriptor.
 """
 
 from cpython cimport array
-from libc.errno cimport ETIMEDOUT
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
 import os
-import signal
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void *data, size_t count)
 
 cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
-    #include <poll.h>
     #include <pthread.h>
     #include <signal.h>
     #include <string.h>
     #include <sys/syscall.h>
-    #include <stdlib.h>
     #include <time.h>
     #include <unistd.h>
-    #include "signals.h"
     #ifndef sigev_notify_thread_id
     #define sigev_notify_thread_id _sigev_un._tid
     #endif
 
-    static int bell_wanted; /* 0: any */
-    static int bell_signal; /* 0: not taken yet */
+    #define BELL_SIGNAL (SIGRTMIN + 8)
     #define BELL_PERIOD_NS 10000000L
-    #define BELL_AGAIN_NS 100000L
-    #define BELL_STRUCK_MAX 100
     #define BELL_IDLE_TICKS 5
 
     static __thread timer_t bell_timer;
     static __thread volatile int bell_made;  /* this thread has a timer */
     static __thread volatile int bell_armed;
     static __thread volatile int bell_idle;  /* ticks since the last ring */
-    static __thread volatile int bell_struck; /* ticks of this call that found a write waiting */
     static __thread volatile int bell_fd;    /* the eventfd that is being written to, plus one; or 0 */
     static pthread_key_t bell_key;
     static pthread_once_t bell_once = PTHREAD_ONCE_INIT;
@@ -73,13 +62,9 @@ cdef extern from *:
         static const struct itimerspec off = {{0, 0}, {0, 0}};
         int saved = errno;
         (void)signal;
-        static const struct itimerspec again = {{0, BELL_AGAIN_NS}, {0, BELL_AGAIN_NS}};
-        if (bell_fd) {
-            struct pollfd look = {bell_fd - 1, POLLOUT, 0};
-            if (poll(&look, 1, 0) == 0 && !bell_struck++ && bell_made) /* it waits; else it is only at work */
-                timer_settime(bell_timer, 0, &again, NULL);
+        if (bell_fd)
             fcntl(bell_fd - 1, F_SETFL, fcntl(bell_fd - 1, F_GETFL) | O_NONBLOCK);
-        } else if (bell_made && ++bell_idle > BELL_IDLE_TICKS) {
+        else if (bell_made && ++bell_idle > BELL_IDLE_TICKS) {
             timer_settime(bell_timer, 0, &off, NULL);
             bell_armed = 0;
         }
@@ -100,17 +85,13 @@ cdef extern from *:
 
     static void bell_set_up(void)
     {
-        const char *said = getenv("DOORBELL_SIGNAL");
-        int wanted = bell_wanted ? bell_wanted : said ? atoi(said) : 0;
-        if (wanted && (wanted < SIGRTMIN || wanted > SIGRTMAX))
-            bell_failed = EINVAL;
-        else if (wanted)
-            bell_signal = (bell_failed = signal_take_this(wanted, bell_handler, SA_RESTART)) ? 0 : wanted;
-        else if (!(bell_signal = signal_take(SIGRTMIN + 8, bell_handler, SA_RESTART)))
-            bell_failed = EBUSY;
-        if (bell_failed)
-            return;
-        if (!(bell_failed = pthread_key_create(&bell_key, bell_end)))
+        struct sigaction action;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = bell_handler;
+        action.sa_flags = SA_RESTART;
+        if (sigaction(BELL_SIGNAL, &action, NULL))
+            bell_failed = errno;
+        else if (!(bell_failed = pthread_key_create(&bell_key, bell_end)))
             bell_failed = pthread_atfork(NULL, NULL, bell_forked);
     }
 
@@ -125,7 +106,7 @@ cdef extern from *:
             struct sigevent event;
             memset(&event, 0, sizeof event);
             event.sigev_notify = SIGEV_THREAD_ID;
-            event.sigev_signo = bell_signal;
+            event.sigev_signo = BELL_SIGNAL;
             event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
             if (timer_create(CLOCK_MONOTONIC, &event, &bell_timer))
                 return errno;
@@ -155,58 +136,16 @@ cdef extern from *:
         return error;
     }
 
-    /* The same within a call that rings many; ETIMEDOUT: too many of its writes waited, and this one was not made. */
-    static int bell_ring_next(int fd)
-    {
-        struct pollfd look = {fd, POLLOUT, 0};
-        if (bell_struck >= BELL_STRUCK_MAX)
-            return ETIMEDOUT;
-        if (bell_struck && poll(&look, 1, 0) == 0)
-            return 0;
-        return bell_ring(fd);
-    }
-
-    /* End a call: where a write waited, the timer goes at its usual pace again. */
-    static void bell_end_call(void)
-    {
-        if (bell_struck) {
-            bell_struck = 0;
-            if (bell_armed)
-                bell_arm();
-        }
-    }
-
     static int bell_is_armed(void) { return bell_armed; }
-    static int bell_number(void) { return bell_signal; }
-    static void bell_want(int number) { bell_wanted = number; }
+    static int bell_signal(void) { return BELL_SIGNAL; }
     """
     int bell_ring(int fd) nogil
-    int bell_ring_next(int fd) nogil
-    void bell_end_call() nogil
     int bell_is_armed() nogil
-    int bell_number() nogil
-    void bell_want(int number) nogil
+    int bell_signal() nogil
 
 
-def use_signal(int number):
-    """Use signal *number* for the guard, or (0) one that nobody has; before the first ring of the process.
-
-    If it has a handler by then, rings fail with EBUSY.
-
-    Raises:
-        ValueError: it is no real-time signal.
-        RuntimeError: there was a ring, and so there is a signal.
-    """
-    if number and not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-        raise ValueError(f"{number} is no real-time signal; use {int(signal.SIGRTMIN)} to {int(signal.SIGRTMAX)}")
-    if bell_number():
-        raise RuntimeError(f"signal {bell_number()} is in use; choose another before the first ring")
-    bell_want(number)
-
-
-def signal_in_use():
-    """Give the signal of the guard; 0 before the first ring."""
-    return bell_number()
+SIGNAL = bell_signal()
+"""The signal of the guard."""
 
 
 def armed():
@@ -263,7 +202,6 @@ cdef class Bells:
             raise self.missing(peer_id, vector)
         # SAFETY: the index is inside the array, which nobody resizes while we have the GIL.
         cdef int error = bell_ring(of.data.as_ints[index])
-        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -276,14 +214,12 @@ cdef class Bells:
         Raises:
             NoSuchPeer: naming who is there instead.
             ServerClosed: there is no connection.
-            OSError: one of the doorbells can't be rung; the others were. ETIMEDOUT: sharers made so many writes wait
-                that the rest was not rung.
+            OSError: one of the doorbells can't be rung; the others were.
         """
         entry = self.doorbells.get(peer_id)
         if entry is None:
             raise self.missing(peer_id, None)
         cdef int error = _ring(entry)
-        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -292,7 +228,7 @@ cdef class Bells:
 
         Raises:
             ServerClosed: there is no connection.
-            OSError: as `notify_all_vectors`.
+            OSError: one of the doorbells can't be rung; the others were.
         """
         cdef int error = 0
         cdef int one
@@ -302,23 +238,17 @@ cdef class Bells:
             if peer_id != self.own_id:
                 one = _ring(entry)
                 error = error or one
-                if one == ETIMEDOUT:
-                    error = one
-                    break
-        bell_end_call()
         if error:
             raise OSError(error, os.strerror(error))
 
 
 cdef int _ring(array.array of) except -1:
-    """Ring all; 0, or the errno value of the first that failed; the caller ends the call."""
+    """Ring all; 0, or the errno value of the first that failed."""
     cdef int error = 0
     cdef int one
     cdef Py_ssize_t i
     # SAFETY: i is inside the array, which nobody resizes while we have the GIL.
     for i in range(len(of)):
-        one = bell_ring_next(of.data.as_ints[i])
+        one = bell_ring(of.data.as_ints[i])
         error = error or one
-        if one == ETIMEDOUT:
-            return one
     return error

@@ -9,14 +9,10 @@ says what the result allows.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import math
 import os
 import resource
-from collections.abc import Callable
-
-from ..errors import LimitExceeded
 
 RESERVE = 64
 """Descriptors kept for the bus, the log, listening sockets and memory."""
@@ -43,20 +39,6 @@ def for_other_servers() -> int:
     """Tell up to which number descriptors may be what another server sends: an eighth of all is left to the others."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit - min(max(RESERVE, limit // 8), limit // 2)
-
-
-def watch(loop: asyncio.AbstractEventLoop, fd: int, call: Callable[..., object], *arguments: object) -> None:
-    """Have *call* called with *arguments* when *fd* is readable.
-
-    Raises:
-        LimitExceeded: the kernel watches no more descriptors for us; this one is not watched then.
-    """
-    try:
-        loop.add_reader(fd, call, *arguments)
-    except OSError as error:
-        raise LimitExceeded(
-            f"a connection can't be watched: {error.strerror}; raise fs.epoll.max_user_watches (sysctl), or free memory"
-        ) from error
 
 
 def in_use() -> int:

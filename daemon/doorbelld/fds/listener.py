@@ -7,9 +7,6 @@ and mode only once it listens, so nobody slips in early and nobody who may conne
 answer. A stale socket is removed; a live one is refused, naming the process that serves it; anything else at the
 path is never touched.
 
-A process that was killed keeps its descriptors open while one of its threads is stuck in the kernel (`foreign`): its
-sockets listen on, and nobody will ever accept. Such a process is a zombie. Its socket counts as stale.
-
 A directory that is missing on the way to the socket is made, and removed with the socket if nothing else is in it then.
 """
 
@@ -26,9 +23,7 @@ import stat
 from collections.abc import Sequence
 
 from ..errors import SocketInUse, SocketUnavailable
-from . import foreign
 from .owned import Fd
-from .peercred import credentials, is_dead
 
 BACKLOG = 1024
 _ID_MAX = (1 << 32) - 2  # the last one stands for "leave it"
@@ -37,8 +32,6 @@ _CURES = {
     errno.EACCES: "give the daemon's user the right to write there, or choose another socket path",
     errno.EPERM: "only root may give a socket to another owner or group; leave owner and group out",
     errno.EROFS: "choose a socket path that can be written, such as one below /run",
-    errno.ENOTSOCK: "choose a socket path in a directory that only the daemon's user may write to",
-    errno.ELOOP: "choose a socket path in a directory that only the daemon's user may write to",
     errno.EMFILE: "raise the limit on open files (LimitNOFILE=)",
 }
 
@@ -91,7 +84,9 @@ class Listener:
             sock.bind(path)
             try:
                 sock.listen(BACKLOG)
-                _give(path, owner, group, mode)
+                if owner or group:
+                    os.chown(path, user_id(owner), group_id(group), follow_symlinks=False)
+                os.chmod(path, mode)
                 return cls(sock, path, made=made)
             except BaseException:
                 os.unlink(path)
@@ -114,7 +109,8 @@ class Listener:
             SocketUnavailable: no permission for that; nothing is changed then.
         """
         try:
-            _give(self.path, owner, group, mode)
+            os.chown(self.path, user_id(owner), group_id(group), follow_symlinks=False)
+            os.chmod(self.path, mode)
         except OSError as error:
             raise _unavailable(error, self.path) from error
 
@@ -125,10 +121,7 @@ class Listener:
     def close(self) -> None:
         """Close the socket and remove its path, if nobody else has put another there."""
         if self.sock.fileno() >= 0:
-            if self.ours:
-                foreign.stop_listening(self.sock)
-            else:  # somebody else has it too, and those who wait there
-                self.sock.close()
+            self.sock.close()
             if self._inode and _inode(self.path) == self._inode:
                 with contextlib.suppress(OSError):
                     os.unlink(self.path)
@@ -173,22 +166,6 @@ def group_id(name: str) -> int:
         KeyError: no such group.
     """
     return -1 if not name else _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-
-
-def _give(path: str, owner: str, group: str, mode: int) -> None:
-    """Give the socket at *path* its owner, group and mode; what somebody put in its place is left alone.
-
-    Raises:
-        OSError: no permission, or it is no socket any more.
-    """
-    with Fd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as entry:
-        status = os.fstat(entry.fileno())
-        if not stat.S_ISSOCK(status.st_mode) or status.st_nlink != 1:
-            raise OSError(errno.ENOTSOCK, "somebody put something else in the place of the socket", path)
-        itself = f"/proc/self/fd/{entry.fileno()}"  # chmod takes no such descriptor before Linux 6.6
-        if owner or group:
-            os.chown(itself, user_id(owner), group_id(group))
-        os.chmod(itself, mode)
 
 
 def _number(digits: str) -> int:
@@ -247,26 +224,9 @@ def _clear(path: str) -> None:
     if refused == errno.ECONNREFUSED:
         os.unlink(path)
     elif refused in (0, errno.EPROTOTYPE):
-        holder = _holder(path)
-        if not holder and _is_dead(path):
-            os.unlink(path)
-            return
-        raise SocketInUse(f"{path}: a live server{holder} listens there; stop it or choose another socket path")
+        raise SocketInUse(f"{path}: a live server{_holder(path)} listens there; stop it or choose another socket path")
     else:
         raise OSError(refused, os.strerror(refused), path)
-
-
-def _is_dead(path: str) -> bool:
-    """Tell whether the process that listens at *path* is dead but for a thread that is stuck.
-
-    To ask the kernel who that is, one has to connect; no living process is known to have the socket.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-            return is_dead(credentials(probe).pid)
-        except OSError:  # it has ended, or takes no more connections
-            return False
 
 
 def _holder(path: str) -> str:

@@ -20,19 +20,17 @@ the descriptor: any of them can clear the flag, fill the counter, and so make th
 ever (or drain it and make our read(2) block). Reading has an answer to that, preadv2(2) with RWF_NOWAIT; writing has
 none. So `ring` looks with poll(2) first, and a counter found full is not written to; what is left is the moment
 between the two. For that one it runs under a guard (`guard.h`): a blocked call returns EINTR within 10 ms, and we set
-the flag anew. One look serves many doorbells, so a peer that has made one write wait can fill all the others meanwhile.
-From then on each doorbell is looked at directly before its write, the guard strikes every 100 us, and after
-INTERRUPTIONS_MAX writes that waited the rest of the call is given up (ETIMEDOUT).
+the flag anew.
 
 Invariants
 ----------
 1. No function here takes ownership of a descriptor.
-2. No function blocks longer than 20 ms, whoever wins that race: one period of the guard and 100 short ones.
+2. No function blocks longer than the guard's period times the number of descriptors whose sharers win that race.
 3. What a system call says is returned as errno values, not raised: the caller decides whose fault it is.
 """
 
 from cpython cimport array
-from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -83,7 +81,7 @@ cdef extern from "guard.h" nogil:
     void guard_disarm()
     void guard_delete()
     void settle_memory()
-    int guard_take()
+    enum: GUARD_SIGNAL
     long GUARD_PERIOD_NS
 
 cdef extern from *:
@@ -97,8 +95,6 @@ cdef extern from *:
 
 cdef enum:
     RING_BATCH = 64  # eventfds in one poll(2)
-    INTERRUPTIONS_MAX = 100  # writes of a call that may wait until the guard strikes
-    AGAIN_NS = 100_000  # the guard's period, once one did
     BATCH = 256  # messages in one sendmmsg(2); a UNIX stream socket takes about 278 before it is full
 
 cdef struct Slot:
@@ -110,8 +106,8 @@ cdef struct Slot:
 
 SLOT_SIZE = sizeof(Slot)
 """Bytes of a send slot."""
-GUARD = guard_take()
-"""The signal of the guard, which nobody had: a thread that blocks it can't ring. 0: others have all real-time signals."""
+GUARD = GUARD_SIGNAL
+"""The signal of the guard: a thread that blocks it can't ring."""
 
 
 def send_messages(int sock, array.array values not None, array.array fds not None, unsigned char[::1] slot=None):
@@ -209,22 +205,17 @@ def ring(array.array fds not None):
     A counter that is full counts as rung: the interrupt is pending already.
 
     Returns:
-        0, or the errno value of the first that failed for another reason; the others are rung all the same. ETIMEDOUT:
-        sharers made so many writes wait that those which had not been written to by then were not rung.
+        0, or the errno value of the first that failed for another reason; the others are rung all the same.
     """
     cdef Py_ssize_t start
     cdef Py_ssize_t count = len(fds)
-    cdef int waited = 0
     cdef int failed = 0
     cdef int error = guard_arm(GUARD_PERIOD_NS)
     if error:
         return error
     for start in range(0, count, RING_BATCH):
-        error = _ring(fds.data.as_ints + start, <int>min(count - start, RING_BATCH), &waited)
+        error = _ring(fds.data.as_ints + start, <int>min(count - start, RING_BATCH))
         failed = failed or error
-        if error == ETIMEDOUT:
-            failed = error
-            break
     guard_disarm()
     return failed
 
@@ -257,10 +248,9 @@ def look_up(dict doorbells not None, targets not None):
 
 def ring_one(int fd):
     """Add one to the eventfd *fd*; like `ring`, for the most common number of them."""
-    cdef int waited = 0
     cdef int error = guard_arm(GUARD_PERIOD_NS)
     if not error:
-        error = _ring(&fd, 1, &waited)
+        error = _ring(&fd, 1)
         guard_disarm()
     return error
 
@@ -290,16 +280,12 @@ def drain(int fd, unsigned char[::1] slot=None):
     return 0, _forgive(fd)
 
 
-cdef int _ring(int *fds, int count, int *waited) noexcept nogil:
-    """Ring *count* eventfds, at most RING_BATCH; 0, or the errno value of the first that failed.
-
-    *waited* counts the writes of the call that waited; after too many the rest is left, and this gives ETIMEDOUT.
-    """
+cdef int _ring(int *fds, int count) noexcept nogil:
+    """Ring *count* eventfds, at most RING_BATCH; 0, or the errno value of the first that failed."""
     cdef uint64_t one = 1
     cdef pollfd looks[RING_BATCH]
     cdef int failed = 0
     cdef int error
-    cdef bint interrupted
     cdef int i
     # SAFETY: count <= RING_BATCH (the caller's min), so every index is inside looks; the kernel reads 8 bytes from a
     # variable of 8 bytes.
@@ -309,19 +295,9 @@ cdef int _ring(int *fds, int count, int *waited) noexcept nogil:
         looks[i].revents = 0
     poll(looks, count, 0)
     for i in range(count):
-        if waited[0] and looks[i].revents:
-            if waited[0] == INTERRUPTIONS_MAX:
-                return ETIMEDOUT
-            looks[i].revents = 0
-            poll(&looks[i], 1, 0)
         if looks[i].revents and write(fds[i], &one, sizeof(one)) != sizeof(one):
-            interrupted = errno == EINTR
             error = _forgive(fds[i])
             failed = failed or error
-            if interrupted:
-                waited[0] += 1
-                if waited[0] == 1:
-                    guard_arm(AGAIN_NS)
     return failed
 
 

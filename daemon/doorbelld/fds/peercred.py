@@ -2,72 +2,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who is at the other end of a UNIX socket.
 
-Theory of operation
--------------------
-pid, uid and gid come from the kernel (SO_PEERCRED, taken at connect time) and can be relied upon.
-
-The *unit* comes from the process's cgroup, by the rule of sd_pid_get_unit(3): the first component of the path that is
-no slice. Who runs below that unit can name cgroups of its own as it likes (every user's manager can), and gains nothing
-by it. A process in no unit has the path of its cgroup instead, which begins with a slash.
-
-The *VM name* is vouched for where it comes from a scope below machine.slice, which systemd-machined makes for libvirt.
-Else it is what the process calls itself on its command line (QEMU's ``-name``). Anybody who may run a QEMU may pick
-any, so a rule that trusts such a name should name a uid or a unit too. `Credentials.vm_name_source` says which.
-
-A process may connect, hand the connection to another process and end; its PID then goes to a third one. What is read in
-/proc is therefore held against the kernel's own reference to the process (SO_PEERPIDFD, Linux 6.5): if it has ended by
-then, unit and VM name are unknown. Older kernels have no such reference, and a PID that is taken again is not noticed.
-
-Reading /proc/PID/cmdline takes the mmap lock of that process, which its owner can hold for as long as it likes (a fault
-on a mapped file whose server does not answer). So `identify` leaves it out, and `said_name` reads it; that one is for a
-helper thread. /proc/PID/cgroup, comm and exe take no such lock.
+pid, uid and gid come from the kernel (SO_PEERCRED, taken at connect time) and can be relied upon. The systemd unit
+comes from the process's cgroup, which it can't choose by itself. The VM name is what the process calls itself on
+its command line (QEMU's ``-name``) unless systemd-machined knows better; whoever may run a QEMU may pick any, so a
+rule that trusts a VM name should name a uid or a unit too.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import re
-import select
 import socket
 import struct
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any
-
-from ..errors import printable
-from .owned import Fd
+from dataclasses import dataclass
 
 Identity = tuple[int, str, str]
 _UCRED = struct.Struct("iII")
 _READ_MAX = 1 << 16
-_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.(?:service|scope|socket|mount|swap)")
-_MACHINE = re.compile(r"machine-qemu(?:-\d+)?-(.+)\.scope")
-_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
-_SO_PEERPIDFD = 77
-"""asm-generic/socket.h; Python has no name for it."""
-_UNABLE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-
-
-class VmNameSource(StrEnum):
-    """Who says what a VM is called."""
-
-    NOBODY = ""
-    """It has no name."""
-    UNKNOWN = "unknown"
-    """Its process has ended, is not to be seen, or does not let its command line be read in time."""
-    PROCESS = "process"
-    """Its process itself, on its command line."""
-    MACHINE = "machine"
-    """systemd-machined: the process is in a scope below machine.slice."""
+_MACHINE = re.compile(r"machine-qemu(?:-\d+)?-(.+)\.scope$")
+_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """A process as the kernel vouches for it, and what could be read of it; empty where it is not known.
 
-    ``unit`` is a systemd unit, or the path of the cgroup of a process that is in none, which begins with a slash.
+    ``unit`` is a systemd unit, or the path of the cgroup of a process that is in none.
     """
 
     pid: int
@@ -79,19 +40,6 @@ class Credentials:
     """Base name of what it runs."""
     label: str = ""
     """What it calls itself, if it attached over D-Bus and said so. Nothing vouches for that, so no rule looks at it."""
-    unread: bool = False
-    """Whether the process may have a VM name, which was not read: not yet, or not in time, or it has ended."""
-
-    @property
-    def vm_name_source(self) -> VmNameSource:
-        """Who says that the VM has that name."""
-        if not self.vm_name:
-            return VmNameSource.UNKNOWN if self.unread else VmNameSource.NOBODY
-        return VmNameSource.MACHINE if _machine(self.unit) == self.vm_name else VmNameSource.PROCESS
-
-    def export(self) -> dict[str, Any]:
-        """Describe it in values that JSON can hold, for the call ``Credentials(**...)``."""
-        return asdict(self)
 
     @property
     def identity(self) -> Identity:
@@ -100,7 +48,7 @@ class Credentials:
         That is the uid, the service, and the VM name. A scope, and a service that systemd-run made, are left out: they
         are called something else each time.
         """
-        lasting = self.unit.endswith(".service") and not self.unit.startswith(("run-", "/"))
+        lasting = self.unit.endswith(".service") and not self.unit.startswith("run-")
         return self.uid, self.unit if lasting else "", self.vm_name
 
 
@@ -110,60 +58,12 @@ def credentials(sock: socket.socket) -> Credentials:
 
 
 def identify(sock: socket.socket) -> Credentials:
-    """Like `credentials`, with what of /proc can be read at once; ``unread`` says whether `said_name` is to be read."""
+    """Like `credentials`, with VM name and unit looked up in /proc."""
     known = credentials(sock)
-    unknown = replace(known, unread=True)
-    if known.pid <= 0:  # a process of another PID namespace, which /proc does not show
-        return unknown
-    try:
-        process = process_of(sock)
-    except ProcessLookupError:
-        return unknown
-    unit, machine = unit_of(_read(f"/proc/{known.pid}/cgroup"))
-    program = _program(known.pid)
-    if process is not None:
-        with process:
-            if has_ended(process):
-                return unknown
-    return Credentials(known.pid, known.uid, known.gid, machine, unit, program, unread=not machine)
-
-
-def process_of(sock: socket.socket) -> Fd | None:
-    """Make a pidfd of the process that connected *sock*; None if the kernel can't (before Linux 6.5).
-
-    Raises:
-        ProcessLookupError: it has ended.
-    """
-    try:
-        return Fd(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
-    except OSError as error:
-        if error.errno in _UNABLE:
-            return None
-        raise ProcessLookupError(error.errno, error.strerror) from error
-
-
-def has_ended(process: Fd) -> bool:
-    """Say whether the process behind a pidfd has ended; as long as it has not, its PID is nobody else's."""
-    poll = select.poll()
-    poll.register(process.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def is_dead(pid: int) -> bool:
-    """Say whether process *pid* is dead but still there: a thread of it is stuck, or nobody has waited for it."""
-    return pid > 0 and _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"])
-
-
-def said_name(pid: int, process: Fd | None) -> str:
-    """Read what VM the process *pid* says that it is, on its command line; empty if it says nothing, or has ended.
-
-    *process* is a pidfd of it, if there is one, and is closed here. This may wait for ever: it is for a helper thread.
-    """
-    name = vm_name_of(_read(f"/proc/{pid}/cmdline").split(b"\0"))
-    if process is not None:
-        with process:
-            return "" if has_ended(process) else name
-    return name
+    unit, machine = _unit(_read(f"/proc/{known.pid}/cgroup"))
+    argv = _read(f"/proc/{known.pid}/cmdline").split(b"\0")
+    program = _printable(os.path.basename(argv[0]))
+    return Credentials(known.pid, known.uid, known.gid, machine or vm_name_of(argv), unit, program)
 
 
 def process_name(pid: int) -> str:
@@ -183,53 +83,24 @@ def vm_name_of(argv: list[bytes]) -> str:
     return ""
 
 
-def unit_of(cgroup: bytes) -> tuple[str, str]:
-    """Find (unit, machine name) in the text of /proc/PID/cgroup; outside of any unit, the cgroup's path.
-
-    systemd's own hierarchy counts: the unified one, or else the one that is called ``systemd``.
-    """
-    paths: dict[bytes, bytes] = {}
+def _unit(cgroup: bytes) -> tuple[str, str]:
+    """Find (unit, machine name) in the text of /proc/PID/cgroup; outside of any unit, the cgroup's path."""
     for line in cgroup.splitlines():
-        number, _, rest = line.partition(b":")
-        controllers, _, path = rest.partition(b":")
-        if controllers == b"name=systemd" or (number == b"0" and not controllers):
-            paths[controllers] = path
-    path = paths.get(b"") or b""
-    if path in (b"", b"/"):
-        path = paths.get(b"name=systemd") or path
-    slices = []
-    for part in path.split(b"/")[1:]:
-        name = _printable(part.removeprefix(b"_"))  # systemd puts one before names that the kernel might take
-        if name.endswith(".slice"):
-            slices.append(name)
-        elif _UNIT.fullmatch(name):
-            return name, _machine(name) if slices[:1] == ["machine.slice"] else ""
-        else:
-            break
-    return ("" if path == b"/" else _printable(path)), ""
-
-
-def _machine(unit: str) -> str:
-    """Give the name of the VM whose scope *unit* is; empty if it is none of a VM."""
-    found = _MACHINE.fullmatch(_unescape(unit))
-    return found[1] if found else ""
-
-
-def _unescape(name: str) -> str:
-    plain = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), name)
-    return _printable(plain.encode("latin-1", "replace"))
-
-
-def _program(pid: int) -> str:
-    """Give the base name of what a process runs: of its file, if we may see that, else as the process is called."""
-    try:
-        return _printable(os.path.basename(os.readlink(f"/proc/{pid}/exe").encode()).removesuffix(b" (deleted)"))
-    except OSError:
-        return process_name(pid)
+        _, unified, path = line.partition(b"::")
+        if not unified:
+            continue
+        for part in reversed(path.split(b"/")):
+            if part.endswith((b".service", b".scope")):
+                unit = _printable(part)
+                plain = _ESCAPE.sub(lambda m: bytes([int(m[1], 16)]), part)
+                machine = _MACHINE.search(_printable(plain))
+                return unit, machine[1] if machine else ""
+        return _printable(path).lstrip("/"), ""
+    return "", ""
 
 
 def _printable(raw: bytes) -> str:
-    return printable(raw.decode(errors="replace")[:255], space="?", other="?")
+    return "".join(c if c.isprintable() else "?" for c in raw.decode(errors="replace"))[:255]
 
 
 def _read(path: str) -> bytes:

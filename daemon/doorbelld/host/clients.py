@@ -82,8 +82,6 @@ class Dock(Generic[One]):
         self._loop = loop
         self._emit = emit
         self._number = 0
-        self.unrestored: dict[str, tuple[Remains, Keeper]] = {}
-        """What stays kept though it could not be restored, and with whom."""
 
     def find(self, name: str) -> One:
         """Find one by name; the kind's error names those that there are."""
@@ -98,8 +96,6 @@ class Dock(Generic[One]):
             raise self.kind.exists(
                 f'{self.kind.word} "{spec.name}" is there already; remove it first or choose another name'
             )
-        if spec.name in self.unrestored:
-            raise self.kind.exists(f'{self.kind.word} "{spec.name}" {self.unrestored[spec.name][0].words()}')
         hear = _Gate(self._emit)
         one = self.kind.make.open(spec, self._loop, hear, keeping=self._keeping(keeper), configured=configured)
         self._add(one, ClientAdded(one), hear)
@@ -118,10 +114,6 @@ class Dock(Generic[One]):
 
     def remove(self, name: str) -> None:
         """Have one leave its region, and let go of it."""
-        if (unrestored := self.unrestored.pop(name, None)) is not None:
-            remains, keeper = unrestored
-            remains.drop(keeper)
-            return
         one = self.find(name)
         one.close(f"the {self.kind.word} is removed")
         del self.there[name]
@@ -165,28 +157,24 @@ class Dock(Generic[One]):
         return [Remains(f"{letter}{number}.", kept, read_state) for number in numbers]
 
     def revive(self, found: list[Remains], keeper: Keeper | None) -> list[Unusable]:
-        """Make those anew that *found* are the remains of; gives those that can't be (dropped, or kept)."""
+        """Make those anew that *found* are the remains of; gives those that can't be, which are let go of."""
         unusable = []
         for remains in found:
             assert keeper is not None
             hear = _Gate(self._emit)
             try:
                 one = self._revive_one(remains, keeper, hear)
-            except Exception as error:  # a bug in here must not cost it its place in the region
-                remains.fail(error)
-                if remains.cause is None:
-                    remains.drop(keeper)
-                else:
-                    self.unrestored[remains.name] = remains, keeper
+            except (DoorbellError, OSError) as error:
+                remains.drop(keeper)
                 remains.close()
-                unusable.append(Unusable(remains.name, remains.trouble, self.kind.table, remains.cause))
+                unusable.append(Unusable(remains.name, str(error), self.kind.table))
             else:
                 self._add(one, ClientAdded(one, revived=True), hear)
         return unusable
 
     def _revive_one(self, remains: Remains, keeper: Keeper, hear: _Gate) -> One:
         if remains.ledger is None:
-            raise remains.cause or StateMismatch(remains.trouble)
+            raise StateMismatch(remains.trouble)
         if remains.name in self.there:
             raise StateMismatch(f"another {self.kind.word} of that name is there")
         ledger, remains.ledger = remains.ledger, None

@@ -32,7 +32,6 @@ from ..ivshmem.events import (
 )
 from ..vhost.events import (
     CodeFailed,
-    CodeSlow,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
@@ -56,16 +55,7 @@ class Reloaded:
     changes: tuple[tuple[str, str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetExceeded:
-    """Something was refused for the budget *name* (see `fds.budgets`), for *reason*; *key* sets its limit."""
-
-    name: str
-    reason: str
-    key: str
-
-
-HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded | BudgetExceeded
+HostEvent: TypeAlias = RegionEvent | DeviceEvent | ClientEvent | Reloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +94,6 @@ class ClientRemoved(ClientEvent):
 
 __all__ = [
     "AbsentGivenUp",
-    "BudgetExceeded",
     "ClientAdded",
     "ClientChanged",
     "ClientEvent",
@@ -115,7 +104,6 @@ __all__ = [
     "ClientStateChanged",
     "ClientUnkept",
     "CodeFailed",
-    "CodeSlow",
     "ConfigChanged",
     "DeviceAdded",
     "DeviceChanged",

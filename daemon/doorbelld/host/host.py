@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from ..errors import (
     DeviceExists,
+    DoorbellError,
     MemoryUnavailable,
     NoSuchDevice,
     NoSuchRegion,
@@ -30,8 +31,6 @@ from ..errors import (
     StateMismatch,
 )
 from ..fds import limits, listener
-from ..fds.budgets import Budgets, LimitsSpec
-from ..fds.foreign import CLOSER
 from ..fds.keeper import Keeper, Kept
 from ..fds.owned import Fd
 from ..fds.spare import Spare
@@ -46,7 +45,6 @@ from ..vhost.spec import DeviceSpec
 from .clients import CLIENT, FLAT, Dock
 from .describe import describe_client, describe_device, describe_region, name_our_own
 from .events import (
-    BudgetExceeded,
     DeviceAdded,
     DeviceRemoved,
     HostEvent,
@@ -92,7 +90,6 @@ class Host:
         self.regions: dict[str, Region] = {}
         self.devices: dict[str, Backend] = {}
         self.keeper = keeper
-        self._unrestored: dict[str, tuple[_RegionRemains, Keeper]] = {}
         self._number = 0
         self.runtime_directory = runtime_directory
         self.configuration_file = ""
@@ -103,11 +100,7 @@ class Host:
         self._loop = loop
         self._listeners: list[Callable[[HostEvent], None]] = []
         self._spare = Spare()
-        self.budgets = Budgets(lambda *what: self._emit(BudgetExceeded(*what)))
-        self.set_limits(LimitsSpec())
         self._coming: set[str] = set()
-        self._making: set[str] = set()
-        """Devices that are being made."""
         self._going: set[str] = set()
         self._clients = Dock(CLIENT, loop, self._emit)
         self._flats = Dock(FLAT, loop, self._emit)
@@ -149,8 +142,6 @@ class Host:
         """
         if spec.name in self.regions or spec.name in self._coming:
             raise RegionExists(f'region "{spec.name}" is there already; remove it first or choose another name')
-        if spec.name in self._unrestored:
-            raise RegionExists(f'region "{spec.name}" {self._unrestored[spec.name][0].words()}')
         spec = self.with_defaults(spec)
         self._coming.add(spec.name)
         try:
@@ -158,10 +149,8 @@ class Host:
             if socket_given is None:
                 listener.clear(spec.socket)  # before the memory: a path in use costs nothing then
             file = spec.backing.path
-            if file:
-                shared, born = await memory.create_named(spec.backing, spec.size, spec.name)
-            else:
-                shared, born = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name), False
+            born = bool(file) and not os.path.lexists(file)
+            shared = await asyncio.to_thread(memory.create, spec.backing, spec.size, spec.name)
             try:
                 region = Region.open(
                     spec,
@@ -170,18 +159,16 @@ class Host:
                     self._spare,
                     shared,
                     keeping=self._keeping(),
-                    budgets=self.budgets,
                     socket_given=socket_given,
                     configured=configured,
                 )
             except BaseException:
                 if born:
-                    await memory.remove(spec.backing)
+                    os.unlink(file)
                 raise
         finally:
             self._coming.discard(spec.name)
         self.regions[spec.name] = region
-        self._reserve()
         self._emit(RegionAdded(region))
         return region
 
@@ -194,8 +181,7 @@ class Host:
     def revive(self, kept: Kept, configured: Mapping[str, RegionSpec], sockets: Kept) -> list[Unusable]:
         """Make anew what is in *kept*: regions, with the listening sockets that others gave us for them; then the rest.
 
-        What can't be made anew is let go of, or stays kept (`remains`), and returned. What is in *kept* and of none of
-        them stays there.
+        What can't be made anew is let go of, and returned. What is in *kept* and of none of them stays there.
 
         Raises:
             NewerState: a newer version wrote it; nothing was touched.
@@ -209,16 +195,12 @@ class Host:
         unusable = [remains for remains in found if remains.trouble]
         in_use = {region.spec.socket for region in self.regions.values()}
         in_use |= {listener.bound_to(sockets.copy(name)) for name in sockets}
-        in_use |= {remains.socket for remains in unusable if remains.cause is not None}
         for remains in unusable:
-            if remains.cause is None:
-                remains.clear(in_use)
-                self._tidy(remains.socket)
-            elif self.keeper is not None:
-                self._unrestored[remains.name] = remains, self.keeper
+            remains.clear(in_use)
+            self._tidy(remains.socket)
             remains.close()
         return [
-            *(Unusable(remains.name, remains.trouble, cause=remains.cause) for remains in unusable),
+            *(Unusable(remains.name, remains.trouble) for remains in unusable),
             *self._clients.revive(joined[0], self.keeper),
             *self._flats.revive(joined[1], self.keeper),
         ]
@@ -227,7 +209,7 @@ class Host:
         assert self.keeper is not None
         try:
             if remains.ledger is None:
-                raise remains.cause or StateMismatch(remains.trouble)
+                raise StateMismatch(remains.trouble)
             if remains.name in self.regions:
                 raise StateMismatch("another region of that name is there")
             spec = self.with_defaults(spec_of(remains.state, configured))
@@ -241,24 +223,15 @@ class Host:
                 self._emit,
                 self._spare,
                 sockets.copy(remains.name),  # the socket itself is for a new region, if this one can't be revived
-                self.budgets,
             )
-        except Exception as error:  # a bug in here must not cost the guests their region
-            remains.fail(error)
-            if remains.cause is None:
-                remains.drop(self.keeper)
+        except (DoorbellError, OSError) as error:
+            remains.trouble = str(error)
+            remains.drop(self.keeper)
             return
         if (given := sockets.take(remains.name)) is not None:
             given.close()
         self.regions[remains.name] = region
-        self._reserve()
         self._emit(RegionAdded(region, revived=True))
-
-    @property
-    def unrestored(self) -> list[tuple[str, str, str]]:
-        """Kind (a table of the configuration), name and reason of what stays kept though it could not be restored."""
-        there = (("region", self._unrestored), ("client", self._clients.unrestored), ("flat", self._flats.unrestored))
-        return [(kind, name, remains.trouble) for kind, found in there for name, (remains, _) in found.items()]
 
     def keep(self, keeper: Keeper) -> bool:
         """Leave a record of all regions, clients and flat devices with *keeper*; False if there is no room."""
@@ -315,16 +288,9 @@ class Host:
         Raises:
             NoSuchRegion: it is not there.
         """
-        if (unrestored := self._unrestored.pop(name, None)) is not None:
-            remains, keeper = unrestored
-            remains.drop(keeper)
-            remains.clear({region.spec.socket for region in self.regions.values()})
-            self._tidy(remains.socket)
-            return
         region = self.region(name)
         region.close()
         del self.regions[name]
-        self._reserve()
         self._tidy(region.spec.socket)
         self._emit(RegionRemoved(region))
 
@@ -349,17 +315,8 @@ class Host:
         Raises:
             DeviceExists, and what `Backend.open` raises: nothing is left behind then.
         """
-        if spec.name in self.devices or spec.name in self._making:
+        if spec.name in self.devices:
             raise DeviceExists(f'device "{spec.name}" is there already; remove it first or choose another name')
-        self._making.add(spec.name)
-        try:
-            made = await spec.make_waiting()
-        except BaseException:
-            if socket_given is not None:
-                socket_given.close()
-            raise
-        finally:
-            self._making.discard(spec.name)
         device = Backend.open(
             self.with_defaults(spec),
             self._loop,
@@ -367,11 +324,8 @@ class Host:
             self._spare,
             socket_given=socket_given,
             configured=configured,
-            budgets=self.budgets,
-            device=made,
         )
         self.devices[spec.name] = device
-        self._reserve()
         self._emit(DeviceAdded(device))
         return device
 
@@ -398,25 +352,8 @@ class Host:
         finally:
             self._going.discard(name)
             self.devices.pop(name, None)
-            self._reserve()
             self._tidy(device.spec.socket)
             self._emit(DeviceRemoved(device))
-
-    # Limits
-
-    def set_limits(self, spec: LimitsSpec) -> None:
-        """Go by the table ``[limits]`` *spec* from now on; who has more than that keeps it."""
-        self.budgets.change(spec)
-        self._reserve()
-
-    def _reserve(self) -> None:
-        queues = sum(device.queue_count for device in self.devices.values())
-        self.budgets.reserve(self.descriptor_limit, self.descriptors_in_use(), len(self.devices), queues)
-        self._spare.end = self.budgets.descriptors_end
-
-    def limits(self) -> dict[str, tuple[int, int, int]]:
-        """Give used, limit and refused of each budget, by its name."""
-        return self.budgets.show(self.descriptors_in_use())
 
     # Clients and flat devices
 
@@ -527,12 +464,7 @@ class Host:
     def describe(self) -> dict[str, Any]:
         """Put everything there is in plain values (the JSON of ``Describe``)."""
         known = {
-            "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use(), "stuck": CLOSER.stuck},
-            "limits": {
-                name: {"used": used, "limit": limit, "refused": refused}
-                for name, (used, limit, refused) in self.limits().items()
-            },
-            "unrestored": [dict(zip(("kind", "name", "reason"), one, strict=True)) for one in self.unrestored],
+            "descriptors": {"limit": self.descriptor_limit, "in-use": self.descriptors_in_use()},
             "regions": {
                 name: describe_region(region, self._refusals.get(name, ()))
                 for name, region in sorted(self.regions.items())

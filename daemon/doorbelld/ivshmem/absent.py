@@ -12,6 +12,7 @@ a rule fixes do not count.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class AbsentPeer:
         member = self.member
         return {
             "id": self.id,
-            "who": self.who.export(),
+            "who": dataclasses.asdict(self.who),
             "fixed": self.fixed,
             "left": self.left,
             "doorbells": member and {"seq": member.seq, "key": member.key, "vault": member.vault},

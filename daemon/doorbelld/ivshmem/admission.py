@@ -18,13 +18,10 @@ from __future__ import annotations
 
 import select
 import socket
-from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import AccessDenied, LimitExceeded
-from ..fds.budgets import Budgets, trusted
-from ..fds.identification import PidFiles
 from ..fds.peercred import Credentials, Identity
 from .absent import AbsentPeer, AbsentPeers
 from .ids import IdPool
@@ -54,7 +51,6 @@ class Members(Protocol):
     """The region, as far as admission knows it."""
 
     spec: RegionSpec
-    budgets: Budgets
     roster: Roster
     peers: dict[int, Peer]
     """Who is connected, in the order of joining."""
@@ -83,7 +79,6 @@ class Admission:
         self.absent = AbsentPeers(region.spec.max_absent)
         self._region = region
         self._present: dict[Identity, set[Peer]] = {}
-        self._of_user: Counter[int] = Counter()
 
     def change(self) -> None:
         """Go by what the region's spec says now."""
@@ -93,10 +88,8 @@ class Admission:
         self.absent.limit = spec.max_absent
         self.tidy()
 
-    def admit(self, who: Credentials, pids: PidFiles | None = None) -> Grant:
+    def admit(self, who: Credentials) -> Grant:
         """Grant *who* an ID, which is used then: `joined` or ``ids.give_back`` comes next.
-
-        *pids* is what was read in PID files; None: they are read here.
 
         Raises:
             AccessDenied, LimitExceeded: the rules or the limits say no.
@@ -104,39 +97,16 @@ class Admission:
         spec, peers = self._region.spec, self._region.peers
         if len(peers) >= spec.max_peers and not self._remove_ended():
             raise LimitExceeded(f'region "{spec.name}" has its {spec.max_peers} peers; raise max-peers')
-        rule = first_match(spec.peer, who, pids)
-        self._check_share(rule, who)
+        rule = first_match(spec.peer, who)
         if spec.peer and rule is None:
             name = f' "{who.vm_name}"' if who.vm_name else ""
             raise AccessDenied(
                 f'no rule of region "{spec.name}" admits pid {who.pid}, uid {who.uid}, VM{name or " unknown"}, '
                 f"unit {who.unit or 'unknown'}; add a [[region.{spec.name}.peer]]"
             )
-        if rule is not None and rule.id is not None:
-            return self._fixed(rule, rule.id, who, pids)
-        return self._free(rule, who)
+        return self._fixed(rule, rule.id, who) if rule is not None and rule.id is not None else self._free(rule, who)
 
-    def _check_share(self, rule: PeerRule | None, who: Credentials) -> None:
-        """See that a user leaves some of the region's max-peers to others.
-
-        The last ones are for root, for the daemon's own user, and for somebody to whom a rule gives an ID.
-
-        Raises:
-            LimitExceeded: the user has its share.
-        """
-        spec, budgets = self._region.spec, self._region.budgets
-        most = budgets.peers_of_a_user(spec.max_peers)
-        if self._of_user[who.uid] < most or trusted(who.uid) or (rule is not None and rule.id is not None):
-            return
-        self._remove_ended()
-        if (has := self._of_user[who.uid]) >= most:
-            raise budgets.refuse(
-                "connections",
-                f'region "{spec.name}": uid {who.uid} has {has} of max-peers = {spec.max_peers}, and may have {most} '
-                "(limits.user-share); raise max-peers, or write a rule that gives an ID",
-            )
-
-    def _fixed(self, rule: PeerRule, peer_id: int, who: Credentials, pids: PidFiles | None) -> Grant:
+    def _fixed(self, rule: PeerRule, peer_id: int, who: Credentials) -> Grant:
         holder = self._region.peers.get(peer_id)
         if holder is not None and _has_ended(holder.sock):
             self._region.remove(holder, CLOSED)
@@ -149,16 +119,16 @@ class Admission:
             by = f"pid {holder.who.pid}" if holder is not None else "another member"
             raise LimitExceeded(f"{name} is in use by {by}; disconnect that one first")
         absent = self.absent.get(peer_id)
-        return Grant(peer_id, rule, absent, absent is not None and self._owns(rule, absent, who, pids))
+        return Grant(peer_id, rule, absent, absent is not None and self._owns(rule, absent, who))
 
-    def _owns(self, rule: PeerRule, absent: AbsentPeer, who: Credentials, pids: PidFiles | None) -> bool:
+    def _owns(self, rule: PeerRule, absent: AbsentPeer, who: Credentials) -> bool:
         """Tell whether *who*, for whom *rule* fixes the ID, owns what the *absent* last holder had.
 
         The rule may match several VMs, one after the other. Somebody who was told of one may be blind to the next.
         """
         if absent.who.identity == who.identity:
             return True
-        if first_match(self._region.spec.peer, absent.who, pids) is not rule:
+        if first_match(self._region.spec.peer, absent.who) is not rule:
             return False
         keeping = (peer for peer in self._region.peers.values() if absent.id in peer.outbox.kept)
         return all(peer.rule is None or peer.rule.allows(absent.id, who.vm_name, is_host=False) for peer in keeping)
@@ -185,13 +155,11 @@ class Admission:
         """Note that *peer* has its ID: its owner is not absent any more."""
         self.absent.remove(peer.id)
         self._present.setdefault(peer.who.identity, set()).add(peer)
-        self._of_user[peer.who.uid] += 1
 
     def left(self, peer: Peer, absent: AbsentPeer) -> None:
         """Note that *peer* is gone, is *absent* now, and remembers nothing any more; `tidy` comes next."""
         identity = peer.who.identity
         self._present[identity].discard(peer)
-        self._of_user[peer.who.uid] -= 1
         if not self._present[identity]:
             del self._present[identity]
         self.ids.give_back(peer.id)

@@ -45,7 +45,7 @@ from ..errors import (
     ServerClosed,
     ServerUnavailable,
 )
-from ..fds import native, scm
+from ..fds import native
 from ..fds.owned import Fd
 from ..wire.ivshmem import ProtocolError
 from .environment import inherit
@@ -188,7 +188,6 @@ class Client(Joined):
             raise LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise ulimit -n") from error
         try:
             sock.settimeout(timeout)
-            scm.in_line(sock)
             sock.connect(self.path)
         except OSError as error:
             sock.close()

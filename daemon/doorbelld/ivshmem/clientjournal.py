@@ -100,7 +100,7 @@ class _Batch:
 
     time: int
     vault: int
-    pieces: deque[tuple[bytes, Sequence[Fd]]] = field(default_factory=deque)
+    pieces: deque[tuple[bytes, list[Fd]]] = field(default_factory=deque)
 
     @property
     def fds(self) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from ..errors import Problem
 from ..fds.listener import PATH_MAX
-from ..options import boolean, choice, integer, option, parse, path, size
+from ..options import boolean, integer, option, parse, path, size
 from .spec import MSIX_VECTORS_MAX, NAME, VECTORS_MAX
 
 _JOINED = "it has joined the region there"
@@ -31,8 +31,6 @@ class ClientSpec:
     socket: str = option(path, frozen=_JOINED)
     vectors_max: int = option(integer(1, MSIX_VECTORS_MAX), default=VECTORS_MAX)
     reconnect: bool = option(boolean, default=True)
-    memory: str = option(choice("shared", "any"), default="shared")
-    """What the server's memory may be: a file of shmem or hugetlbfs only, or of any file system."""
 
     def check(self, prefix: str) -> list[Problem]:
         """Look at the values together."""
@@ -47,12 +45,7 @@ class ClientSpec:
 
     def as_options(self) -> dict[str, Any]:
         """Put it in plain values, the form that it is asked for in."""
-        return {
-            "socket": self.socket,
-            "vectors-max": self.vectors_max,
-            "reconnect": self.reconnect,
-            "memory": self.memory,
-        }
+        return {"socket": self.socket, "vectors-max": self.vectors_max, "reconnect": self.reconnect}
 
     def raw(self) -> dict[str, Any]:
         """Put it in the form that `parse` reads; only the name goes beside it."""
@@ -83,5 +76,4 @@ class FlatSpec(ClientSpec):
             "memory-size": self.memory_size,
             "vectors-max": self.vectors_max,
             "reconnect": self.reconnect,
-            "memory": self.memory,
         }

@@ -14,7 +14,6 @@ import errno
 import socket
 from collections.abc import Callable
 
-from ..fds import scm
 from ..fds.spare import Spare
 
 _BURST = 16
@@ -27,7 +26,7 @@ class Door:
 
     ``refuse(reason, sock, in_words)`` is called for who can't be let in. ``prepared(again)`` is asked before each
     connection whether it may come; if not, the door stays shut until *again* is called. ``rested()`` is called when
-    nobody waits any more. A door *for_devices* lets in also who gets one of the last descriptors.
+    nobody waits any more.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class Door:
         refuse: Callable[[str, socket.socket | None, bool], None],
         prepared: Callable[[Callable[[], None]], bool],
         rested: Callable[[], None],
-        for_devices: bool = False,
     ) -> None:
         self._loop = loop
         self._sock = listening
@@ -49,7 +47,6 @@ class Door:
         self._refuse = refuse
         self._prepared = prepared
         self._rested = rested
-        self._for_devices = for_devices
         self._watching = False
         self._shut = True
         self._pause: asyncio.TimerHandle | None = None
@@ -106,10 +103,6 @@ class Door:
                 return False
             self._rest(error)
             return False
-        if sock.fileno() >= self._spare.end and not self._for_devices:
-            self._refuse("no descriptor left but those for devices; raise LimitNOFILE=", sock, True)
-            return True
-        scm.in_line(sock)
         self._arrived(sock)
         return True
 

@@ -49,7 +49,6 @@ from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ..fds import native
 from .table import RATE_MAX
 
 from .lanes cimport (
@@ -59,7 +58,6 @@ from .lanes cimport (
 from .table cimport Table
 
 cdef extern from "guard.h" nogil:
-    void guard_use(int number)
     int guard_arm(long period_ns)
     void guard_disarm()
     void guard_delete()
@@ -138,9 +136,6 @@ cdef uint64_t _clock() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t>now.tv_sec * SECOND_NS + <uint64_t>now.tv_nsec
-
-
-guard_use(native.GUARD)
 
 
 cdef class Forwarder(Table):

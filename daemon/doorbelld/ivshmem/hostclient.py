@@ -24,14 +24,12 @@ import errno
 import fcntl
 import mmap
 import os
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from ..errors import MemoryUnavailable, ServerClosed
 from ..fds import limits, native
-from ..fds.foreign import is_shared_memory
 from ..fds.keeper import Keeper
 from ..fds.owned import Fd
 from ..wire.ivshmem import MESSAGE
@@ -50,7 +48,6 @@ from .joined import missing
 from .link import ClientState, Link, PlainSource
 from .membership import Change, PeerJoined, PeerLeft, RemotePeer
 from .receive import map_memory
-from .ringing import ring_in_time
 
 STATE_VERSION = 1
 """Of what `HostClient.export` gives."""
@@ -321,27 +318,21 @@ class HostClient:
         eventfds = self.link.membership.doorbells.get(peer_id)
         if eventfds is None:
             raise self._missing(peer_id, None)
-        self._ring(eventfds)
+        native.ring(eventfds)
 
     def broadcast(self) -> None:
         """Ring all doorbells of all peers but ourselves (ivshmem_client_notify_broadcast)."""
         if self.id is None:
             raise self._unconnected()
-        everybody = array("i")
         for peer in self.peers.values():
-            everybody += peer.eventfds.array
-        self._ring(everybody)
+            native.ring(peer.eventfds.array)
 
     def notify_many(self, targets: Sequence[Sequence[int]]) -> None:
         """Ring many (peer ID, vector); all are looked up before the first is rung."""
         try:
-            doorbells = native.look_up(self.link.membership.doorbells, targets)
+            native.ring(native.look_up(self.link.membership.doorbells, targets))
         except LookupError as error:
             raise self._missing(*error.args[0]) from None
-        self._ring(doorbells)
-
-    def _ring(self, doorbells: array[int]) -> None:
-        ring_in_time(doorbells, f'the region of client "{self.name}"')
 
     def doorbell(self, peer_id: int, vector: int) -> int:
         """Find the eventfd of a doorbell, borrowed; errors as `notify`."""
@@ -366,16 +357,6 @@ class HostClient:
     # What the link tells
 
     def _accept(self, memory: Fd) -> None:
-        """Look whether *memory* of the server can be used: only what can't make us wait, unless the spec says so.
-
-        Raises:
-            MemoryUnavailable: it can't.
-        """
-        if self.spec.memory != "any" and not is_shared_memory(memory.fileno()):
-            raise MemoryUnavailable(
-                "the server's memory is a file neither of shmem nor of hugetlbfs, which can make the daemon wait; "
-                f'if the server is to be trusted, set memory = "any" in [{self.spec.KIND}.{self.name}]'
-            )
         map_memory(memory).close()
 
     def _changed(self, change: Change) -> None:

@@ -25,12 +25,12 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from enum import Enum
 from typing import Protocol, TypeAlias
 
 from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, ServerClosed, ServerUnavailable
-from ..fds import eventfd, foreign, scm
+from ..fds import eventfd
 from ..fds.owned import Fd
 from ..wire.ivshmem import MESSAGE, OutOfPlace, ProtocolError
 from .hostpeer import DoorbellReader
@@ -42,7 +42,7 @@ SILENT_SECONDS = 10.0
 _BUSY_SECONDS = 0.01  # until a keeper that is busy is asked again
 TURN = 256
 """Messages that are read at one turn of the loop."""
-Pieces: TypeAlias = Generator[tuple[bytes, Sequence[Fd]]]
+Pieces: TypeAlias = Generator[tuple[bytes, list[Fd]]]
 
 
 class ClientState(Enum):
@@ -280,7 +280,6 @@ class Link:
             if self.sock is None:
                 self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 self.sock.setblocking(False)
-                scm.in_line(self.sock)
                 self.source.begin(self.sock)
         except OSError as error:
             self._postpone(LimitExceeded(f"no descriptor for a connection: {error.strerror}; raise LimitNOFILE="))
@@ -374,7 +373,7 @@ class Link:
         except OSError as error:
             self._end(lost(self._server, error))
 
-    def _feed(self, data: bytes, fds: Sequence[Fd]) -> None:
+    def _feed(self, data: bytes, fds: list[Fd]) -> None:
         sock, membership = self.sock, self.membership
         self.taken += len(data)
         self.note_tail(data, [fd.fileno() for fd in fds])
@@ -384,7 +383,7 @@ class Link:
             if self.sock is not sock:
                 return
 
-    def _leave_room(self, fds: Sequence[Fd]) -> None:
+    def _leave_room(self, fds: list[Fd]) -> None:
         if self._fd_end is not None and self._reading and any(fd.fileno() >= self._fd_end for fd in fds):
             for fd in fds:
                 fd.close()
@@ -485,7 +484,9 @@ class Link:
         sock, self.sock = self.sock, None
         if sock is not None:
             self.source.end()
-            foreign.hang_up(sock)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # for everybody who has a copy of it
+            sock.close()
 
 
 def _connected(sock: socket.socket) -> bool:

@@ -20,12 +20,13 @@ Invariants
 
 from __future__ import annotations
 
+import os
+import stat
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..fds.foreign import is_eventfd
 from ..fds.owned import Fd, FdSet
 from ..wire.ivshmem import Decoder, Kind, Message, OutOfPlace, TooManyVectors
 from .spec import VECTORS_MAX
@@ -171,7 +172,7 @@ class Membership:
         with fd:
             if vector >= self.vectors_max:
                 raise TooManyVectors(f"peer {peer_id} has more than {self.vectors_max} vectors")
-            if not is_eventfd(fd.fileno()):  # to write to a file does harm
+            if stat.S_IFMT(os.fstat(fd.fileno()).st_mode):  # an eventfd is of no type; to write to a file does harm
                 raise OutOfPlace(f"what came as a doorbell of peer {peer_id} is no eventfd")
             eventfds.append(fd.steal())
         self.doorbells[peer_id] = eventfds

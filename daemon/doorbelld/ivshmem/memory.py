@@ -5,9 +5,8 @@
 ``memfd`` (the default) is sealed against shrinking and growing: without the seals one guest could truncate it, and
 all others would die of SIGBUS at their next access. ``hugetlb`` is the same on huge pages, reserved at once.
 ``shm:NAME`` and ``file:PATH`` can be opened by others by name and outlive the daemon; they can't be sealed, so whoever
-may write the file is trusted. A file that is there already has to belong to root or to us, and not everybody may be
-able to write to it. Blocks of a file are allocated at creation: a full disk is an error here and now, not a SIGBUS in a
-guest later.
+may write the file is trusted. Blocks of a file are allocated at creation: a full disk is an error here and now, not a
+SIGBUS in a guest later.
 """
 
 from __future__ import annotations
@@ -21,12 +20,7 @@ import stat
 from dataclasses import dataclass
 
 from ..errors import MemoryUnavailable
-from ..fds import helpers
-from ..fds.helpers import HelperTimeout
 from ..fds.owned import Fd
-
-_BYTES_A_SECOND = 64 << 20
-"""How fast a file system allocates blocks, at least."""
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -80,45 +74,6 @@ def create(backing: Backing, size: int, name: str) -> Fd:
         raise MemoryUnavailable(f'region "{name}": {backing}: {error.strerror}; {_cure(error, backing)}') from error
 
 
-async def create_named(backing: Backing, size: int, name: str) -> tuple[Fd, bool]:
-    """Make or open the memory of region *name*, which is a file, in a helper thread; tell whether it was made.
-
-    Raises:
-        MemoryUnavailable: with the cause and the cure; also if the file system does not answer.
-    """
-
-    def make() -> tuple[Fd, bool]:
-        made = not os.path.lexists(backing.path)
-        return create(backing, size, name), made
-
-    def late(found: tuple[Fd, bool]) -> None:
-        found[0].close()
-        if found[1]:
-            os.unlink(backing.path)
-
-    timeout = helpers.FILE_TIMEOUT + size / _BYTES_A_SECOND
-    try:
-        return await helpers.shared.run(("file", backing.path), make, timeout, late=late)
-    except HelperTimeout as error:
-        cure = "see to that file system (a server, a network), then reload or try again"
-        raise MemoryUnavailable(f'region "{name}": backing {backing}: {error}; {cure}') from error
-
-
-async def remove(backing: Backing) -> None:
-    """Remove the file that memory was made in, as well as that is possible."""
-    with contextlib.suppress(OSError, HelperTimeout):
-        await helpers.shared.run(("file", backing.path), lambda: os.unlink(backing.path), helpers.FILE_TIMEOUT)
-
-
-def let_go(shared: Fd, backing: Backing) -> None:
-    """Close memory; the close of a file may have to wait for its file system."""
-    if backing.kind == "file":
-        number = shared.steal()
-        helpers.shared.forget(("file", backing.path), lambda: os.close(number))
-    else:
-        shared.close()
-
-
 def _anonymous(size: int, name: str, huge: bool) -> Fd:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if huge else 0)
     with contextlib.ExitStack() as undo:
@@ -144,15 +99,6 @@ def _named(path: str, size: int) -> Fd:
         status = os.fstat(fd.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise MemoryUnavailable(f"{path}: it is no regular file; name one, or choose another backing")
-        if not made and status.st_uid not in (0, os.geteuid()):
-            raise MemoryUnavailable(
-                f"{path}: it belongs to uid {status.st_uid}, who can truncate it under the guests; remove it, or give "
-                f"it to uid {os.geteuid()}"
-            )
-        if not made and status.st_mode & stat.S_IWOTH:
-            raise MemoryUnavailable(
-                f"{path}: everybody may write to it, and truncate it under the guests; remove it, or chmod o-w it"
-            )
         found = status.st_size
         if found not in (0, size):
             raise MemoryUnavailable(

@@ -5,16 +5,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..fds.budgets import Account
 from ..fds.owned import FdSet
 from ..fds.peercred import Credentials
 from .courier import Recipient
 from .outbox import Outbox
-from .record import vault_of
 from .roster import Member
 from .rules import PeerRule
 
@@ -30,30 +27,26 @@ class Peer(Recipient):
         rule: PeerRule | None,
         since: int,
         outbox: Outbox,
-        arrival: int,
+        vault: str,
     ) -> None:
-        """*arrival* is the number by which it was kept before it was admitted, which is no longer so if it returned."""
         super().__init__(sock.fileno(), outbox)
         self.member = member
         self.sock = sock
         self.who = who
         self.rule = rule
         """Under which it came, if there were rules."""
-        self.vault = vault_of(member.seq, returned=True) if member.returned else vault_of(arrival)
+        self.vault = vault
         """The name of the vault with its socket and its doorbells."""
-        self.account: Account | None = None
-        """What it holds of the budgets."""
         self.since = since
         """When it connected: microseconds of CLOCK_REALTIME."""
         self.entry = {
             "id": member.id,
             "seq": member.seq,
             "vectors": len(member.eventfds),
-            "who": who.export(),
+            "who": asdict(who),
             "since": since,
             "rule": rule and rule.raw(),
             "keeps": outbox.keeps,
-            **({"arrival": arrival} if arrival != member.seq and not member.returned else {}),
             **({"returned": {"key": member.key, "vault": member.vault}} if member.returned else {}),
         }
         """What the region's state says of it and never changes."""
@@ -78,23 +71,10 @@ class Peer(Recipient):
         return self.outbox.backlog
 
 
-def visibility(rule: PeerRule | None, peers: Mapping[int, Peer]) -> Callable[[Member], bool] | None:
-    """Give what tells which members somebody under *rule* sees, of *peers* and the host peer; None for all."""
-    if rule is None or rule.allows_all:
-        return None
-
-    def visible(member: Member) -> bool:
-        peer = peers.get(member.id)
-        return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
-
-    return visible
-
-
 @dataclass(slots=True)
 class Arrival:
     """A connection that is to be admitted."""
 
-    number: int
-    """By which it is kept already, and by which it joins unless somebody who came later has joined before; -1 if it
-    has none yet, and is not kept."""
+    seq: int
+    """Its number, by which it is kept already; -1 if it has none yet, and is not."""
     eventfds: FdSet

@@ -14,11 +14,10 @@ import mmap
 import os
 import random
 import socket
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass, field
 
 from ..errors import LimitExceeded, ProtocolBroken, ServerClosed, ServerUnavailable
-from ..fds import scm
 from ..fds.owned import Fd
 from ..wire.ivshmem import OutOfPlace, ProtocolError, WrongVersion
 
@@ -26,10 +25,13 @@ CONNECT_SECONDS = 10.0
 """How long a server may take to greet."""
 CHUNK = 4096
 """Bytes to ask for: the kernel stops after the first message with a descriptor anyway."""
+_FDS_MAX = 253  # SCM_MAX_FD: a server that lies may send as many
+_SPACE = socket.CMSG_SPACE(_FDS_MAX * array("i").itemsize)
 _MOUNTS = "/proc/self/mountinfo"
+_CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)  # as flags they take longer than the call
 
 
-def receive(sock: socket.socket, size: int = CHUNK, flags: int = 0) -> tuple[bytes, Sequence[Fd]]:
+def receive(sock: socket.socket, size: int = CHUNK, flags: int = 0) -> tuple[bytes, list[Fd]]:
     """Read from *sock* what ``Membership.feed`` takes; no bytes are the end of the stream. *flags* are recvmsg(2)'s.
 
     Raises:
@@ -37,8 +39,14 @@ def receive(sock: socket.socket, size: int = CHUNK, flags: int = 0) -> tuple[byt
         OSError: the connection broke.
         LimitExceeded: a descriptor came for which there was no room; the connection is of no use any more.
     """
-    data, fds, cut_off = scm.receive(sock, size, flags=flags)
-    if cut_off:
+    data, controls, said, _ = sock.recvmsg(size, _SPACE, flags | _CLOEXEC)
+    fds: list[Fd] = []
+    for level, kind, content in controls:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array("i")
+            numbers.frombytes(content[: len(content) // 4 * 4])
+            fds += map(Fd, numbers)
+    if said & _CUT_OFF:
         for fd in fds:
             fd.close()
         raise LimitExceeded("no descriptor left for a doorbell; raise LimitNOFILE= (ulimit -n)")

@@ -7,8 +7,7 @@ Theory of operation
 The ledger's first line is the region's state as a whole; each further line is one change, and `replay` makes the state
 of the moment from them. The lines are::
 
-    ["+", {...}, [waiting...]]                      a peer joined: its entry of the state; the numbers of those who came
-                                                    and are not admitted yet
+    ["+", {...}]                                    a peer joined: its entry of the state
     ["-", seq, [blind...], left, absent]            a member left, when; who may not know of it, by seq; whether its
                                                     doorbells are kept
     ["x", id, seq]                                  an absent peer is given up; who has its doorbells is told the leave,
@@ -19,9 +18,8 @@ of the moment from them. The lines are::
 
 In which order things are kept decides what a crash between two of them means:
 
-- A connection is kept before anything is known of it. Found again, it is a connection that waits to be admitted, if its
-  number was not given when the last line was written, or is one of those that were waiting then; else one that was
-  turned away or has left.
+- A connection is kept before anything is known of it. Found again without a "+", it is a connection that waits to be
+  admitted, if its number was not given when the last line was written; else one that was turned away or has left.
 - The line of a leave is written before the connection is closed and what was kept of it dropped, and after its
   doorbells, if they are to wait for their owner, were kept under another name.
 - When the owner is back, its connection and those doorbells are kept together before its "+" is written, and what they
@@ -29,10 +27,9 @@ In which order things are kept decides what a crash between two of them means:
 - What was sent is in the ledger's slot before anybody can stop us, and in a line after that.
 
 With the keeper are ``state``, ``memory``, ``listener``, ``host`` (a vault with its doorbells), and for each peer a
-vault with its socket and doorbells, by a number that is never used twice (`vault_of`): the one that it was given when
-it came, which is its sequence number unless it was overtaken (`newcomers`); for each absent peer one with its doorbells
-(`doorbells_of`). In a relayed region there are also ``relay`` (the table), and for each peer a vault with proxies
-(`proxies_of`).
+vault with its socket and doorbells, by its sequence number, which is never used twice (`vault_of`); for each absent
+peer one with its doorbells (`doorbells_of`). In a relayed region there are also ``relay`` (the table), and for each
+peer a vault with proxies (`proxies_of`).
 """
 
 from __future__ import annotations
@@ -51,12 +48,12 @@ from ..fds.shelf import Shelf
 from .outbox import Outbox
 from .rules import PeerRule, takes_leaves
 
-STATE_VERSION = 5
+STATE_VERSION = 4
 """It is raised with the format of a relay's table, too."""
 _LEDGER = "doorbelld:{}:state"
 _KEEPS_IDS = 4
 """The first version in which a peer may keep IDs."""
-_KEYS = {"name", "spec", "configured", "next_seq", "host", "members", "absent", "retired", "dirty", "waiting"}
+_KEYS = {"name", "spec", "configured", "next_seq", "host", "members", "absent", "retired", "dirty"}
 _NO_OUTBOX: dict[str, Any] = {"kept": ()}
 _LINES_MAX = 4096
 """After about so many lines there is a new snapshot; one takes a peer some 10 us, reading a line back some 2 us."""
@@ -136,9 +133,9 @@ class Record(Shelf):
 
     # In the ledger
 
-    def joined(self, entry: dict[str, Any], waiting: list[int]) -> None:
-        """Write that a peer joined, and which arrivals are *waiting*."""
-        self._write(["+", entry, waiting] if waiting else ["+", entry], 1)
+    def joined(self, entry: dict[str, Any]) -> None:
+        """Write that a peer joined."""
+        self._write(["+", entry], 1)
 
     def left(self, seq: int, blind: list[int], left: int, absent: bool, peers: int) -> None:
         """Write that a member left; *peers* are there to be told, but not those who are *blind* to it.
@@ -197,7 +194,7 @@ class Record(Shelf):
 
 
 def vault_of(seq: int, returned: bool = False) -> str:
-    """Name the vault with the socket and the doorbells of the arrival, or the returned peer, of that number.
+    """Name the vault with the socket and the doorbells of the peer of that number.
 
     One that *returned* has another than it had while nobody knew who it was.
     """
@@ -255,14 +252,11 @@ def _apply(
             outbox.update(preamble=preamble, cursor=cursor, offset=offset)
             _place_part(outbox, members)
             del outbox["leaves"][: len(outbox["leaves"]) - leaves]
-        case ["+", entry, *rest]:
-            waiting = rest[0] if rest else []
+        case ["+", entry]:
             absent.pop(entry["id"], None)
             outbox = {"preamble": 0, "cursor": 0, "offset": 0, "part": None, "leaves": [], "kept": []}
             members[entry["seq"]] = {**entry, "outbox": outbox}
-            numbers = entry["seq"], entry.get("returned", {}).get("vault", 0), *waiting
-            state["next_seq"] = max(state["next_seq"], 1 + max(numbers))
-            state["waiting"] = waiting
+            state["next_seq"] = max(entry["seq"], entry.get("returned", {}).get("vault", 0)) + 1
         case ["-", seq, blind, *rest]:
             left, kept = rest or (0, 0)  # version 3 did not say
             gone = members.pop(seq)
@@ -352,8 +346,6 @@ def upgrade(state: dict[str, Any], region: str) -> dict[str, Any]:
             if "outbox" in member:
                 member["outbox"].update(kept=[], part=None)
                 _place_part(member["outbox"], by_seq)
-    if state["version"] == 4:  # admitted everybody in the order of coming
-        state = {**state, "version": 5, "waiting": []}
     return state
 
 

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import socket
 
-from ..fds import foreign
 from ..wire.ivshmem import REFUSAL, encode
 
 PATIENCE = 60.0
@@ -36,10 +35,7 @@ class Refused:
             self._let_go(next(iter(self._waiting)))
         send_refusal(sock)
         self._waiting[sock] = self._loop.call_later(PATIENCE, self._let_go, sock)
-        try:
-            self._loop.add_reader(sock.fileno(), self._let_go, sock)
-        except OSError:  # the kernel watches no more descriptors for us; then it is told nothing
-            self._let_go(sock)
+        self._loop.add_reader(sock.fileno(), self._let_go, sock)
 
     def close(self) -> None:
         """Let go of all."""
@@ -58,6 +54,8 @@ def send_refusal(sock: socket.socket) -> None:
         sock.send(encode(REFUSAL), socket.MSG_DONTWAIT)
 
 
-def end_connection(sock: socket.socket, uid: int | None = None) -> None:
-    """Close a connection of user *uid* for everybody who has a copy of it."""
-    foreign.hang_up(sock, uid)
+def end_connection(sock: socket.socket) -> None:
+    """Close a connection for everybody who has a copy of it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()

@@ -36,13 +36,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..errors import AccessDenied, DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
-from ..fds import foreign, native, scm
-from ..fds.budgets import Budgets
-from ..fds.identification import PidFiles
+from ..errors import DoorbellError, LimitExceeded, MemoryUnavailable, NoSuchPeer, RegionInUse
+from ..fds import eventfd, native
 from ..fds.keeper import Keeper
 from ..fds.ledger import Ledger
-from ..fds.limits import watch
 from ..fds.listener import Listener
 from ..fds.owned import Fd, FdSet
 from ..fds.peercred import Credentials, identify
@@ -50,17 +47,14 @@ from ..fds.spare import Spare
 from ..fds.vault import Vault
 from . import memory
 from .absent import AbsentPeer
-from .accounts import Accounts
-from .accounts import doorbells as _doorbells
 from .admission import CLOSED, Admission
 from .clearing import Clearing
 from .courier import Courier
 from .door import Door
 from .events import AbsentGivenUp, MemoryCleared, PeerAdded, PeerRefused, PeerRemoved, RegionEvent, Rung, Unkept
 from .hostpeer import HostPeer
-from .newcomers import Newcomers
 from .outbox import Leave, Outbox
-from .peer import Arrival, Peer, visibility
+from .peer import Arrival, Peer
 from .record import STATE_VERSION, Record, doorbells_of, proxies_of, vault_of
 from .refused import Refused, end_connection, send_refusal
 from .relay import Relay
@@ -85,7 +79,6 @@ class Region(Ringing):
         listener: Listener,
         relay: Relay | None = None,
         configured: bool = False,
-        budgets: Budgets | None = None,
     ) -> None:
         """Take over *shared* memory, *listener* and *relay*; `open` makes them."""
         self.spec = spec
@@ -100,13 +93,10 @@ class Region(Ringing):
         self._loop = loop
         self._emit = emit
         self._spare = spare
-        self.budgets = budgets or Budgets()
-        self.accounts = Accounts(self.budgets, spec.name, spec.vectors, relay)
         self.admission = Admission(self)
         self._courier: Courier[Peer] = Courier(
             loop, self.remove, spec.stall_timeout, lambda: list(self.peers.values()), self._post
         )
-        self._newcomers = Newcomers(loop, self._judge)
         self._door = Door(
             loop,
             listener.sock,
@@ -114,12 +104,16 @@ class Region(Ringing):
             arrived=self._arrive,
             refuse=self._refuse,
             prepared=self._prepare,
-            rested=self._newcomers.unprepare,
+            rested=self._unprepare,
         )
         self.clearing = Clearing(loop, self._door.shut, self._door.open, self._cleared)
-        self._closing, self._turns_seen = False, -1
+        self._waiting: list[tuple[socket.socket, Arrival | None]] = []
+        """Connections that were accepted when it was found that the memory is to be cleared first."""
+        self._closing = False
         self._refused = Refused(loop)
+        self._turns_seen = -1
         self._record: Record | None = None
+        self._berth: tuple[FdSet, Vault] | None = None
 
     @classmethod
     def open(
@@ -133,7 +127,6 @@ class Region(Ringing):
         keeping: tuple[Keeper, str] | None = None,
         socket_given: Fd | None = None,
         configured: bool = False,
-        budgets: Budgets | None = None,
     ) -> Region:
         """Make the memory (or take over *shared*) and the socket that *spec* asks for, and serve.
 
@@ -161,8 +154,7 @@ class Region(Ringing):
             if relay is not None:
                 relay.begin()
             undo.pop_all()
-        how: dict[str, Any] = {"configured": configured, "budgets": budgets}
-        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, **how)
+        region = cls(spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=configured)
         if eventfds is not None:
             region.enter_host(Member(spec.host_peer_id, eventfds))
             if relay is not None and region.host is not None:
@@ -189,10 +181,13 @@ class Region(Ringing):
         self._listener.steal().close()
         self._refused.close()
         self._courier.close()
-        self._newcomers.close()
+        for sock, arrival in self._waiting:
+            sock.close()
+            if arrival is not None:
+                arrival.eventfds.close()
         for peer in self.peers.values():
             self._loop.remove_reader(peer.sock.fileno())
-            foreign.let_go(peer.sock, peer.who.uid)
+            peer.sock.close()
             peer.member.eventfds.close()
         for member in self.admission.absent.doorbells():
             member.eventfds.close()
@@ -203,7 +198,7 @@ class Region(Ringing):
             self.relay.close()
         if self._record is not None:
             self._record.close()
-        memory.let_go(self.memory, self.spec.backing)
+        self.memory.close()
 
     def change(self, spec: RegionSpec, configured: bool) -> None:
         """Go over to *spec*, which differs in nothing that is frozen; rules hold for who comes from now on.
@@ -269,7 +264,8 @@ class Region(Ringing):
         self._emit(MemoryCleared(self, failure))
         if not failure:
             self.clear_if_left()  # by somebody who was there while it was cleared by force
-        for sock, arrival in self._newcomers.take_held():
+        waiting, self._waiting = self._waiting, []
+        for sock, arrival in waiting:
             self.receive(sock, arrival)
 
     # Coming and going
@@ -312,62 +308,64 @@ class Region(Ringing):
             return True
         if not self._record.ready(again):
             return False
-        if self._newcomers.prepared is None:
+        if self._berth is None:
             with contextlib.suppress(OSError, LimitExceeded):  # if so, `_admit` says it
                 eventfds = self._make_doorbells()
-                self._newcomers.prepared = eventfds, Vault()
+                self._berth = eventfds, Vault()
         return True
+
+    def _unprepare(self) -> None:
+        if self._berth is not None:
+            for part in self._berth:
+                part.close()
+            self._berth = None
 
     def _arrive(self, sock: socket.socket) -> None:
         """Take a new connection."""
         arrival = None
-        if self._newcomers.prepared is not None:
-            (eventfds, vault), self._newcomers.prepared = self._newcomers.prepared, None
+        if self._berth is not None:
+            (eventfds, vault), self._berth = self._berth, None
             arrival = Arrival(self.roster.number(), eventfds)
-            self._stow(vault_of(arrival.number), [sock.fileno(), *eventfds], vault)
+            self._stow(arrival, sock, vault)
         self.receive(sock, arrival)
 
     def receive(self, sock: socket.socket, arrival: Arrival | None) -> None:
         """Find out who connected, and admit them or not."""
-        if arrival is not None:
-            self._newcomers.expected.discard(arrival.number)
         try:
             who = identify(sock)
         except OSError as error:  # it is gone already
-            self.drop(arrival)
-            end_connection(sock)
-            return self._refuse(f"it went away while being greeted: {error.strerror}")
-        self._newcomers.look_up(sock, arrival, who, self.spec)
-
-    def _judge(self, sock: socket.socket, arrival: Arrival | None, who: Credentials, pids: PidFiles) -> None:
+            self._drop(arrival)
+            sock.close()
+            self._refuse(f"it went away while being greeted: {error.strerror}")
+            return
         try:
-            if reason := foreign.CLOSER.refusal(who.uid):
-                raise AccessDenied(reason)
-            self._admit_new(sock, who, arrival, pids=pids)
+            self._admit_new(sock, who, arrival)
         except DoorbellError as error:
             if self.clearing.busy:  # the last peer was found to be gone
-                return self._newcomers.hold(sock, arrival)
-            self.drop(arrival)
-            if "qemu" in who.program:
+                self._waiting.append((sock, arrival))
+                return
+            self._drop(arrival)
+            if who.program.startswith("qemu"):
                 self._refused.tell(sock)
                 self._refuse(str(error))
             else:
                 self._refuse(str(error), sock)
 
-    def _stow(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
+    def _stow(self, arrival: Arrival, sock: socket.socket, vault: Vault | None = None) -> bool:
+        return self._stow_as(str(arrival.seq), [sock.fileno(), *arrival.eventfds], vault)
+
+    def _stow_as(self, name: str, fds: list[int], vault: Vault | None = None) -> bool:
         assert self._record is not None
         stowed = self._record.stow(name, fds, vault)
         if not stowed:
             self._emit(Unkept(self, "there is no room for its descriptors (FileDescriptorStoreMax=, LimitNOFILE=)"))
         return stowed
 
-    def drop(self, arrival: Arrival | None) -> None:
-        """Keep *arrival* no longer, who is not admitted."""
+    def _drop(self, arrival: Arrival | None) -> None:
         if arrival is not None:
-            self._newcomers.expected.discard(arrival.number)
             arrival.eventfds.close()
             if self._record is not None:
-                self._record.drop(vault_of(arrival.number))
+                self._record.drop(str(arrival.seq))
 
     def _refuse(self, reason: str, sock: socket.socket | None = None, in_words: bool = False) -> None:
         """Tell of a refusal, and close the connection if there is one; *in_words* because it may be a QEMU's."""
@@ -378,12 +376,7 @@ class Region(Ringing):
         self._emit(PeerRefused(self, reason))
 
     def _admit_new(
-        self,
-        sock: socket.socket,
-        who: Credentials,
-        arrival: Arrival | None,
-        leaves: bool | None = None,
-        pids: PidFiles | None = None,
+        self, sock: socket.socket, who: Credentials, arrival: Arrival | None, leaves: bool | None = None
     ) -> None:
         """Make a peer of a connection; on an error the socket is still the caller's, and the *arrival* if given.
 
@@ -391,38 +384,34 @@ class Region(Ringing):
         comes back here as well.
         """
         if arrival is not None:
-            self._admit(sock, who, arrival, leaves, pids)
+            self._admit(sock, who, arrival, leaves)
             return
         made = Arrival(-1, self._make_doorbells())
         try:
-            self._admit(sock, who, made, leaves, pids)
+            self._admit(sock, who, made, leaves)
         except DoorbellError:
-            self.drop(made)
+            self._drop(made)
             raise
 
-    def _admit(
-        self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None, pids: PidFiles | None
-    ) -> None:
-        grant = self.admission.admit(who, pids)
+    def _admit(self, sock: socket.socket, who: Credentials, arrival: Arrival, leaves: bool | None) -> None:
+        grant = self.admission.admit(who)
         keeps = not takes_leaves(grant.rule, who, leaves)
         sock.setblocking(False)
         former = returned = None
         try:
             self.clearing.check_idle(self.name)  # it may have been found that the last peer is gone
-            self.accounts.check(who.uid)
-            if arrival.number < 0:
-                arrival.number = self.roster.number()
+            if arrival.seq < 0:
+                arrival.seq = self.roster.number()
                 if self._record is not None:
-                    self._stow(vault_of(arrival.number), [sock.fileno(), *arrival.eventfds])
-            seq = arrival.number if self.roster.is_next(arrival.number) else self.roster.number()
+                    self._stow(arrival, sock)
             if grant.absent is not None and grant.absent.member is not None:
                 if grant.is_owner:
                     former = grant.absent.member
-                    returned = self._return(former, seq, sock)
+                    returned = self._return(former, arrival, sock)
                 else:
                     self.admission.cut_off(grant.absent)
-            member = returned or Member(grant.id, arrival.eventfds, seq)
-            peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps, arrival.number)
+            member = returned or Member(grant.id, arrival.eventfds, arrival.seq)
+            peer = self.enter(member, sock, who, grant.rule, time.time_ns() // 1000, keeps)
             if self.relay is not None:
                 self._relay(peer, self.relay)
         except LimitExceeded:
@@ -434,56 +423,40 @@ class Region(Ringing):
         self._courier.wake(self.peers.values())
         self._emit(PeerAdded(self, peer))
 
-    def _return(self, kept: Member, seq: int, sock: socket.socket) -> Member:
+    def _return(self, kept: Member, arrival: Arrival, sock: socket.socket) -> Member:
         """Make a member of an owner who is back, with the doorbells that were *kept*, and drained now."""
         for fd in kept.eventfds:
             native.drain(fd)
         if self._record is not None:
-            self._stow(vault_of(seq, returned=True), [sock.fileno(), *kept.eventfds])
+            self._stow_as(vault_of(arrival.seq, returned=True), [sock.fileno(), *kept.eventfds])
         vault = self.roster.number()
         while self._record is not None and proxies_of(vault) in self._record:  # kept just before a restart
             vault = self.roster.number()
-        return Member(kept.id, kept.eventfds, seq, kept.key, vault)
+        return Member(kept.id, kept.eventfds, arrival.seq, kept.key, vault)
 
     def _settle(self, peer: Peer, arrival: Arrival, former: Member | None) -> None:
         """Write that *peer* joined, and let go of what its doorbells (if *former* had them) were kept as before."""
         self.admission.joined(peer)
         if (record := self._record) is not None:
-            record.joined(peer.entry, self._newcomers.numbers())
+            record.joined(peer.entry)
             if former is not None:
                 record.drop(doorbells_of(peer.id))
                 record.drop(proxies_of(former.vault))
-                record.drop(vault_of(arrival.number))
+                record.drop(vault_of(arrival.seq))
         if former is not None:
             arrival.eventfds.close()
 
     def enter(
-        self,
-        member: Member,
-        sock: socket.socket,
-        who: Credentials,
-        rule: PeerRule | None,
-        since: int,
-        keeps: bool,
-        arrival: int,
+        self, member: Member, sock: socket.socket, who: Credentials, rule: PeerRule | None, since: int, keeps: bool
     ) -> Peer:
-        """Make *member*, who came under the number *arrival*, a peer on *sock*; both are taken over.
-
-        Raises:
-            LimitExceeded: no watch is left; neither is taken over.
-        """
+        """Make *member* a peer that is connected by *sock*, both of which are taken over."""
         bells = None if self.relay is None else partial(self.relay.bells, member)
-        told, visible = self.admission.ids.release, visibility(rule, self.peers)
+        told, visible = self.admission.ids.release, self._visibility(rule)
         outbox = Outbox(self.roster, member, self.memory.fileno(), visible, told, bells, keeps=keeps)
-        peer = Peer(member, sock, who, rule, since, outbox, arrival)
-        self.accounts.opened(peer, kept=self.kept)
-        try:
-            watch(self._loop, sock.fileno(), self._hear, peer)
-        except LimitExceeded:
-            self.accounts.closed(peer, (), self.peers)
-            raise
         self.roster.add(member)
+        peer = Peer(member, sock, who, rule, since, outbox, vault_of(member.seq, member.returned))
         self.peers[member.id] = peer
+        self._loop.add_reader(sock.fileno(), self._hear, peer)
         return peer
 
     def enter_host(self, member: Member) -> None:
@@ -510,16 +483,30 @@ class Region(Ringing):
                 record.told(seq, peer.outbox)
         return sent, error
 
+    def _visibility(self, rule: PeerRule | None) -> Callable[[Member], bool] | None:
+        if rule is None or rule.allows_all:
+            return None
+
+        def visible(member: Member) -> bool:
+            peer = self.peers.get(member.id)
+            return rule.allows(member.id, peer.who.vm_name if peer else "", is_host=peer is None)
+
+        return visible
+
     def _hear(self, peer: Peer) -> None:
         try:
-            data = scm.peek(peer.sock, 4096)  # what comes with it is never received
+            data = peer.sock.recv(4096)
         except BlockingIOError:
             return
         except ConnectionResetError:  # it closed with something of ours unread
             data = b""
         except OSError as error:
-            return self.remove(peer, f"its connection broke: {error.strerror}")
-        self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends" if data else CLOSED)
+            self.remove(peer, f"its connection broke: {error.strerror}")
+            return
+        if data:
+            self.remove(peer, f"it sent {len(data)} bytes, and an ivshmem client never sends")
+        else:
+            self.remove(peer, CLOSED)
 
     def remove(self, peer: Peer, reason: str, lost: bool = False) -> None:
         """End a peer's connection, if it has not ended, and tell the others that it left.
@@ -553,19 +540,18 @@ class Region(Ringing):
             self.clearing.dirty = True
         if (record := self._record) is not None:
             if kept_by and not lost:
-                self._stow(doorbells_of(peer.id), list(member.eventfds))
+                self._stow_as(doorbells_of(peer.id), list(member.eventfds))
             record.left(member.seq, blind, absent.left, bool(kept_by), len(self.peers))
             record.drop(peer.vault)
             if not kept_by:
                 record.drop(proxies_of(member.vault))
         if self.relay is not None:
             self.relay.forget(member, ended, absent=bool(kept_by))
-        self.accounts.closed(peer, ended, self.peers)
-        end_connection(peer.sock, peer.who.uid)
+        end_connection(peer.sock)
         self._courier.wake(self.peers.values())
         self._emit(PeerRemoved(self, peer, reason))
         if not kept_by:
-            foreign.close_all(member.eventfds, peer.who.uid)
+            member.eventfds.close()
         elif lost:
             self.admission.give_up(absent, "its doorbells were lost")
         self.admission.tidy()
@@ -590,7 +576,7 @@ class Region(Ringing):
         if self._record is not None:
             self._record.drop(doorbells_of(member.id))
             self._record.drop(proxies_of(member.vault))
-        foreign.close_all(member.eventfds)
+        member.eventfds.close()
 
     def _make_doorbells(self) -> FdSet:
         """Make the doorbells of a peer, giving up absent peers where there are no descriptors.
@@ -600,7 +586,7 @@ class Region(Ringing):
         """
         while True:
             try:
-                return _doorbells(self.spec.vectors, self.budgets)
+                return _doorbells(self.spec.vectors)
             except LimitExceeded:
                 if (oldest := self.admission.absent.oldest(with_doorbells=True)) is None:
                     raise
@@ -615,10 +601,8 @@ class Region(Ringing):
             LimitExceeded: that is so.
         """
         try:
-            self.accounts.pair(peer, pairs := list(pairs_of(peer, self.spec, self.roster.ordered, self.peers)))
-            relay.join(peer.member, pairs)
+            relay.join(peer.member, pairs_of(peer, self.spec, self.roster.ordered, self.peers))
         except LimitExceeded:
-            self.accounts.closed(peer, (), self.peers)
             self._loop.remove_reader(peer.sock.fileno())
             self.roster.remove(peer.member)
             del self.peers[peer.id]
@@ -636,7 +620,7 @@ class Region(Ringing):
         """Keep the proxies between *peer* and those who were there before it."""
         if self._record is None or self.relay is None or not (fds := self.relay.packed(peer.member)):
             return True
-        stowed = self._stow(proxies_of(peer.member.vault), fds)
+        stowed = self._stow_as(proxies_of(peer.member.vault), fds)
         self.relay.placed(peer.member)
         return stowed
 
@@ -657,9 +641,9 @@ class Region(Ringing):
         if self._record is None:
             self._emit(Unkept(self, "there is no room for the region's descriptors (FileDescriptorStoreMax=)"))
             return False
-        stowed = [self._stow(peer.vault, [peer.sock_fd, *peer.member.eventfds]) for peer in self.peers.values()]
+        stowed = [self._stow_as(peer.vault, [peer.sock_fd, *peer.member.eventfds]) for peer in self.peers.values()]
         absent = self.admission.absent.doorbells()
-        stowed += [self._stow(doorbells_of(member.id), list(member.eventfds)) for member in absent]
+        stowed += [self._stow_as(doorbells_of(member.id), list(member.eventfds)) for member in absent]
         return all([*stowed, *map(self._stow_proxies, self.peers.values())])
 
     def overflow(self) -> None:
@@ -687,7 +671,6 @@ class Region(Ringing):
             "absent": [absent.export() for absent in self.admission.absent],
             "retired": list(self.admission.ids.retired.items()),
             "dirty": self.clearing.dirty,
-            "waiting": self._newcomers.numbers(),
         }
 
     def _export_member(self, member: Member) -> dict[str, Any]:
@@ -695,9 +678,8 @@ class Region(Ringing):
             return peer.export()
         return {"id": member.id, "seq": member.seq, "vectors": len(member.eventfds)}
 
-    def resume(self, record: Record, next_seq: int, ledger: Ledger, arrivals: list[int]) -> None:
-        """Go on with the *record*; what its *ledger* has no line of happens now. *arrivals* are to be received yet."""
-        self._newcomers.expected.update(arrivals)
+    def resume(self, record: Record, next_seq: int, ledger: Ledger) -> None:
+        """Go on with the *record*; what its *ledger* has no line of happens now."""
         sent, drained = ledger.unfinished()
         self.roster.next_seq = max(next_seq, self.roster.next_seq)
         by_seq = {peer.member.seq: peer for peer in self.peers.values()}
@@ -716,3 +698,10 @@ class Region(Ringing):
         if not self.clearing.busy:
             self._door.open()
         self._courier.wake(self.peers.values())
+
+
+def _doorbells(vectors: int) -> FdSet:
+    try:
+        return eventfd.make(vectors)
+    except OSError as error:
+        raise LimitExceeded(f"no descriptors for {vectors} doorbells: {error.strerror}; raise LimitNOFILE=") from error

@@ -37,8 +37,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import LimitExceeded, NoSuchPeer, StateMismatch
-from ..fds import eventfd, foreign, native
-from ..fds.budgets import Budgets
+from ..fds import eventfd, native
 from ..fds.owned import Fd, FdSet
 from .forwarder import Forwarder
 from .roster import Member
@@ -86,7 +85,6 @@ class Relay:
 
     def __init__(self, name: str, fd: Fd, vectors: int, poll_us: int) -> None:
         self.fd = fd
-        self.budgets = Budgets()
         self._name = name
         self._vectors = vectors
         self._map = mmap.mmap(fd.fileno(), _size(vectors))
@@ -235,7 +233,7 @@ class Relay:
             self._erase(index)
 
     def _make(self, sender: Member, target: Member, terms: Terms) -> Pair:
-        proxies = self.budgets.for_newcomer(eventfd.make(self._vectors))
+        proxies = eventfd.make(self._vectors)
         try:
             index = self._allot()
         except LimitExceeded:
@@ -257,7 +255,7 @@ class Relay:
     def _end(self, pair: Pair, flush: bool) -> None:
         del self._pairs[pair.sender.id, pair.target.id]
         self._forwarder.stop(pair.index, flush)
-        foreign.close_all(pair.proxies)
+        pair.proxies.close()
 
     def silence(self, member: Member, kept_by: Container[int] = ()) -> list[Pair]:
         """End the pairs of *member*: what it has rung is delivered, then nothing more. Gives them, for `forget`.
@@ -296,10 +294,6 @@ class Relay:
         heapq.heappush(self._free, index)
 
     # Restart
-
-    def of_all(self) -> Iterable[Pair]:
-        """Give all pairs."""
-        return self._pairs.values()
 
     def packed(self, member: Member) -> list[int]:
         """Give all proxies between *member*, who just joined, and the others, for its vault; `placed` comes next."""

@@ -22,7 +22,6 @@ from typing import Any
 
 from ..errors import InvalidOptions, StateMismatch
 from ..fds import eventfd
-from ..fds.budgets import Budgets
 from ..fds.keeper import Keeper, Kept
 from ..fds.ledger import Ledger, damage_told, reopen
 from ..fds.listener import Listener
@@ -81,7 +80,6 @@ def revive(
     emit: Callable[[RegionEvent], None],
     spare: Spare,
     socket_given: Fd | None = None,
-    budgets: Budgets | None = None,
 ) -> Region:
     """Make the region anew and serve; *ledger* is taken over, and of *kept* all that there is.
 
@@ -106,28 +104,24 @@ def revive(
         if relay is not None:
             undo.callback(relay.close)
         listener = _listener(spec, kept, socket_given)
-        undo.callback(lambda: listener.steal().close())
-        region = Region(
-            spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"],
-            budgets=budgets,
-        )  # fmt: skip
         undo.pop_all()
+    region = Region(
+        spec, loop, emit, spare, shared=shared, listener=listener, relay=relay, configured=state["configured"]
+    )
     try:
         with damage_told():
             lost = _rejoin(region, state, kept, bells)
             lost_absent = _restore_absent(region, state, kept)
             _restore_streams(region, state)
             unused = set() if relay is None else _rejoin_pairs(region, relay, kept, lost, lost_absent)
-            region.accounts.restored(relay, region.peers)
-            arrivals = _arrivals(kept, state)
-            region.roster.next_seq = max([region.roster.next_seq, *(int(name) + 1 for name in arrivals)])
+            arrivals = _arrivals(kept, state["next_seq"])
         still = [name for name in names if name not in unused and (name in arrivals or name not in kept)]
         for name in set(names) - set(still):
             keeper.drop(prefix + name)
         record = Record.resume(keeper, prefix, ledger, region.export, region.overflow, still)
         if listener.ours and "listener" not in still:
             record.keep("listener", listener.sock.fileno())
-        region.resume(record, state["next_seq"], ledger, list(map(int, arrivals)))
+        region.resume(record, state["next_seq"], ledger)
         if relay is not None:
             relay.begin()
         for peer in lost:
@@ -137,15 +131,15 @@ def revive(
         region.admission.tidy()
         region.clear_if_left()
         for name in arrivals:
-            _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors))
+            _admit_late(region, int(name), _contents(kept.take(name), 1 + spec.vectors), record)
         region.roster.next_seq = max(region.roster.next_seq, 1 + max(map(_vault_in, still), default=-1))
-        region.serve()
     except BaseException:
         region.let_go()
         ledger.close()
         raise
     finally:
         kept.close()
+    region.serve()
     return region
 
 
@@ -159,7 +153,7 @@ def _rejoin(region: Region, state: dict[str, Any], kept: Kept, bells: FdSet) -> 
             assert region.host is not None
             region.host.totals[:] = state["host"]["totals"]
             continue
-        contents = _contents(kept.take(_vault_of_member(entry)), 1 + entry["vectors"])
+        contents = _contents(kept.take(vault_of(entry["seq"], "returned" in entry)), 1 + entry["vectors"])
         peer = _rejoin_one(region, entry, *(contents or _stand_ins(entry["vectors"])))
         if contents is None:
             lost.append(peer)
@@ -177,9 +171,9 @@ def _rejoin_one(region: Region, entry: dict[str, Any], sock: socket.socket, even
         who, since, keeps = Credentials(**entry["who"]), entry["since"], entry["keeps"]
         returned = entry.get("returned", {})
         member = Member(entry["id"], eventfds, entry["seq"], returned.get("key", -1), returned.get("vault", -1))
-        region.admission.ids.take_this(member.id)
-        peer = region.enter(member, sock, who, rule, since, keeps, entry.get("arrival", member.seq))
         undo.pop_all()
+    region.admission.ids.take_this(member.id)
+    peer = region.enter(member, sock, who, rule, since, keeps)
     region.admission.joined(peer)
     return peer
 
@@ -334,22 +328,16 @@ def _vault_in(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _vault_of_member(entry: dict[str, Any]) -> str:
-    """Name the vault of a peer of whom *entry* of the state tells."""
-    return (
-        vault_of(entry["seq"], returned=True) if "returned" in entry else vault_of(entry.get("arrival", entry["seq"]))
-    )
-
-
-def _arrivals(kept: Kept, state: dict[str, Any]) -> list[str]:
-    """Name the connections that were accepted and not yet admitted, in the order of coming."""
-    waiting = {_integer(number) for number in state["waiting"]}
+def _arrivals(kept: Kept, next_seq: int) -> list[str]:
+    """Name the connections that were accepted and not yet written down, in the order of coming."""
     numbers = (name for name in kept if name.isdecimal() and name == str(int(name)))
-    return sorted((name for name in numbers if int(name) >= state["next_seq"] or int(name) in waiting), key=int)
+    return sorted((name for name in numbers if int(name) >= next_seq), key=int)
 
 
-def _admit_late(region: Region, number: int, contents: tuple[socket.socket, FdSet] | None) -> None:
+def _admit_late(region: Region, seq: int, contents: tuple[socket.socket, FdSet] | None, record: Record) -> None:
     if contents is None:
-        region.drop(Arrival(number, FdSet()))
-    else:
-        region.receive(contents[0], Arrival(number, contents[1]))
+        record.drop(str(seq))
+        return
+    sock, eventfds = contents
+    region.roster.next_seq = max(region.roster.next_seq, seq + 1)
+    region.receive(sock, Arrival(seq, eventfds))

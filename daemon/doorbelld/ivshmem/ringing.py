@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-from array import array
 from collections.abc import Sequence
 
-from ..errors import LimitExceeded, NoSuchPeer, NoSuchVector, NotRelayed
+from ..errors import NoSuchPeer, NoSuchVector, NotRelayed
 from ..fds import native
 from ..fds.owned import Fd
 from .admission import Admission
@@ -18,19 +16,6 @@ from .peer import Peer
 from .relay import Relay
 from .roster import Member, Roster
 from .spec import RegionSpec
-
-
-def ring_in_time(doorbells: array[int], where: str) -> None:
-    """Ring all *doorbells*, of peers of *where*; one that can't be rung keeps no other from it.
-
-    Raises:
-        LimitExceeded: the peers made so many writes wait that the rest was given up.
-    """
-    if native.ring(doorbells) == errno.ETIMEDOUT:
-        raise LimitExceeded(
-            f"{where}: not all doorbells were rung: peers who share them fill them while they are written to; "
-            "ring fewer at once, and find out which peer does that"
-        )
 
 
 class Ringing:
@@ -58,26 +43,19 @@ class Ringing:
 
     def notify_peer(self, peer_id: int) -> None:
         """Ring all doorbells of a peer (ivshmem_client_notify_all_vects)."""
-        self._ring(self.member(peer_id).fds)
+        native.ring(self.member(peer_id).fds)
 
     def broadcast(self) -> None:
         """Ring all doorbells of all peers but the host peer (ivshmem_client_notify_broadcast)."""
-        everybody = array("i")
         for peer in self.peers.values():
-            everybody += peer.member.fds
-        self._ring(everybody)
+            native.ring(peer.member.fds)
 
     def notify_many(self, targets: Sequence[Sequence[int]]) -> None:
         """Ring many (peer ID, vector); all are looked up before the first is rung."""
         try:
-            doorbells = native.look_up(self.roster.doorbells, targets)
+            native.ring(native.look_up(self.roster.doorbells, targets))
         except LookupError as error:
             self.doorbell(*error.args[0])  # raises, with words
-        else:
-            self._ring(doorbells)
-
-    def _ring(self, doorbells: array[int]) -> None:
-        ring_in_time(doorbells, f'region "{self.name}"')
 
     def member(self, peer_id: int) -> Member:
         """Find a member by ID (ivshmem_client_search_peer)."""

@@ -72,10 +72,6 @@ class Roster:
         self.next_seq += 1
         return self.next_seq - 1
 
-    def is_next(self, seq: int) -> bool:
-        """Tell whether *seq* is above that of every member."""
-        return not self._seqs or seq > self._seqs[-1]
-
     def add(self, member: Member) -> None:
         """Append *member*, and number it if it has no number yet; one that it has is above all others here."""
         if member.seq < 0:

@@ -16,7 +16,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import InvalidOptions, Problem
-from ..fds.identification import PidFiles, pid_in
 from ..fds.listener import group_id, user_id
 from ..fds.peercred import Credentials
 from ..options import boolean, integer, option, parse, path, text, text_list
@@ -57,24 +56,23 @@ class Match:
     unit: str | None = option(text, default=None)
     pid_file: str | None = option(path, default=None)
 
-    def __call__(self, who: Credentials, pids: PidFiles | None = None) -> bool:
-        """Tell whether *who* fulfils them; *pids* is what was read in PID files, None to read them here."""
+    def __call__(self, who: Credentials) -> bool:
+        """Tell whether *who* fulfils them."""
         return (
             (self.vm is None or (bool(who.vm_name) and fnmatchcase(who.vm_name, self.vm)))
             and (self.uid is None or who.uid == self.uid)
             and (self.gid is None or who.gid == self.gid)
-            and (self.unit is None or _is_unit(who.unit, self.unit))
-            and (self.pid_file is None or who.pid == _pid(self.pid_file, pids))
+            and (self.unit is None or (bool(who.unit) and fnmatchcase(who.unit, self.unit)))
+            and (self.pid_file is None or who.pid == _pid_in(self.pid_file))
         )
 
 
-def _is_unit(unit: str, pattern: str) -> bool:
-    """Tell whether a unit fits; the path of a cgroup, which begins with a slash, fits only what begins so too."""
-    return bool(unit) and unit.startswith("/") == pattern.startswith("/") and fnmatchcase(unit, pattern)
-
-
-def _pid(path: str, pids: PidFiles | None) -> int:
-    return pid_in(path) if pids is None else pids.get(path, -1)
+def _pid_in(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read(32))
+    except (OSError, ValueError):
+        return -1
 
 
 def _match(raw: object) -> Match:
@@ -155,14 +153,9 @@ def parse_rules(raw: object) -> tuple[PeerRule, ...]:
     return tuple(rules)
 
 
-def first_match(rules: Iterable[PeerRule], who: Credentials, pids: PidFiles | None = None) -> PeerRule | None:
-    """Find the rule that counts for *who*; *pids* as for `Match`."""
-    return next((rule for rule in rules if rule.match(who, pids)), None)
-
-
-def pid_files(matches: Iterable[Match]) -> list[str]:
-    """List the PID files that are asked for."""
-    return [match.pid_file for match in matches if match.pid_file is not None]
+def first_match(rules: Iterable[PeerRule], who: Credentials) -> PeerRule | None:
+    """Find the rule that counts for *who*."""
+    return next((rule for rule in rules if rule.match(who)), None)
 
 
 def takes_leaves(rule: PeerRule | None, who: Credentials, asked: bool | None = None) -> bool:

@@ -7,13 +7,9 @@ and using it raises `StaleChain`. When the memory table changes meanwhile it can
 written any more. Whatever view somebody kept keeps the old memory mapped, and does no harm.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memmove
 
 from .errors import StaleChain
-
-cdef enum:
-    COPY_WITH_GIL = 64 << 10  # bytes that are copied sooner than another thread could make use of the GIL
 
 
 cdef class Chain:
@@ -116,19 +112,13 @@ cdef class Chain:
         cdef uint64_t count = total - self.taken
         if length is not None:
             count = min(count, max(length, 0))
-        cdef uint64_t start = self.taken
-        cdef Snapshot snapshot = self.snapshot  # the memory stays mapped, though another thread may push the chain
-        cdef bytes data = PyBytes_FromStringAndSize(NULL, count)
-        cdef uint8_t *into = <uint8_t *>PyBytes_AS_STRING(data)
+        data = bytearray(count)
+        cdef unsigned char[::1] into = data
+        if count:
+            # SAFETY: data has count bytes, which is not more than what is left.
+            _copy(self.chain.readable, self.taken, &into[0], count, False)
         self.taken += count
-        # SAFETY: data has count bytes, which is not more than what is left, and nobody else has it yet. The pieces are
-        # there as long as this object, and what they point to as long as the snapshot.
-        if count < COPY_WITH_GIL:
-            _copy(self.chain.readable, start, into, count, False)
-        else:
-            with nogil:
-                _copy(self.chain.readable, start, into, count, False)
-        return data
+        return bytes(data)
 
     def write(self, const unsigned char[::1] data not None):
         """Copy *data* behind what was written before, as much as there is room for.
@@ -142,20 +132,10 @@ cdef class Chain:
         self._check()
         cdef uint64_t room = _sum(self.chain.writable, self.chain.writable_count) - self.written
         cdef uint64_t count = min(room, <uint64_t>data.shape[0])
-        cdef uint64_t start = self.written
-        cdef Snapshot snapshot = self.snapshot  # as in read
-        cdef uint8_t *source
-        if not count:
-            return 0
-        source = <uint8_t *>&data[0]
+        if count:
+            # SAFETY: data has count bytes, which is not more than there is room for; _copy only reads them.
+            _copy(self.chain.writable, self.written, <uint8_t *>&data[0], count, True)
         self.written += count
-        # SAFETY: data has count bytes, which is not more than there is room for, and can't be resized while its buffer
-        # is held here; _copy only reads them. For the pieces see read.
-        if count < COPY_WITH_GIL:
-            _copy(self.chain.writable, start, source, count, True)
-        else:
-            with nogil:
-                _copy(self.chain.writable, start, source, count, True)
         return count
 
 
@@ -174,7 +154,7 @@ cdef void _copy(const iovec *pieces, uint64_t skip, uint8_t *ours, uint64_t coun
     cdef uint64_t step
     cdef uint8_t *theirs
     # SAFETY: the pieces have skip + count bytes, which the caller checked, so the walk ends before they do.
-    while count and skip >= pieces.iov_len:
+    while skip >= pieces.iov_len:
         skip -= pieces.iov_len
         pieces += 1
     while count:

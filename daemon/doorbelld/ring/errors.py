@@ -34,8 +34,8 @@ BROKEN = (
     "descriptor {0} refers to an indirect table, but VIRTIO_F_INDIRECT_DESC was not negotiated",
     "a buffer for the device to read (descriptor {0}) follows one for it to write",
     "the buffer of descriptor {0} has no bytes",
-    "the chain at descriptor {0} has more than {1} bytes, which is the most that a request may have here",
+    "the chain at descriptor {0} has more than 2^32 bytes",
     "a chain has more than {0} buffers",
     "there was no memory for a chain of {0} buffers",
 )
-"""Why a ring is broken, by ``broken_t`` (split.pxd), with its number, and the most bytes of a chain."""
+"""Why a ring is broken, by ``broken_t`` (split.pxd), with the number that it is about."""

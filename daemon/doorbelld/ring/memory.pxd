@@ -61,7 +61,6 @@ cdef class Mapping:
     cdef uint8_t *base
     cdef size_t length
     cdef void *guard
-    cdef bint local  # its file is on no file system that could make us wait
     cdef Damage damage
 
     cdef int _map(self, int fd) except -1

@@ -27,14 +27,12 @@ Invariants
 
 import os
 from collections import namedtuple
-from functools import partial
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove
 
-from ..fds import foreign
 from .errors import GuestMemoryError
 
 cdef extern from "sigbus.h" nogil:
@@ -48,7 +46,7 @@ cdef extern from "barriers.h" nogil:
     int load_flag(const int *at)
 
 cdef extern from "<sys/mman.h>" nogil:
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTDUMP, MADV_DONTNEED
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTDUMP
     void *MAP_FAILED
     void *mmap(void *addr, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *addr, size_t length)
@@ -66,10 +64,6 @@ cdef extern from "<linux/magic.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     enum: _SC_PAGESIZE
     long sysconf(int name)
-
-cdef enum:
-    UNMAP_STEP = 64 << 20  # bytes that are unmapped at once: whoever maps something meanwhile waits for so long
-    AT_ONCE = 256 << 10  # bytes that are unmapped by whoever forgets them last
 
 SLOTS_MAX = REGIONS_MAX
 """How many regions a map takes (VHOST_USER_GET_MAX_MEM_SLOTS)."""
@@ -180,10 +174,7 @@ cdef class Mapping:
                              f"{self.region.size:#x}")
         # SAFETY: fstatfs writes one struct. A file of huge pages is mapped from and to their boundaries; host lies
         # `before` bytes into what was mapped, and length is at least before + size.
-        cdef int failed
-        with nogil:  # a file system may take its time to answer
-            failed = fstatfs(fd, &found)
-        if failed:
+        if fstatfs(fd, &found):
             raise OSError(errno, os.strerror(errno))
         if found.f_type == HUGETLBFS_MAGIC:
             page = found.f_bsize
@@ -191,15 +182,13 @@ cdef class Mapping:
         self.length = (before + self.region.size + page - 1) & ~(page - 1)
         if sigbus_install():
             raise OSError(errno, os.strerror(errno))
-        with nogil:
-            base = mmap(NULL, self.length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, self.offset - before)
+        base = mmap(NULL, self.length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, self.offset - before)
         if base == MAP_FAILED:
             raise OSError(errno, os.strerror(errno))
         self.guard = guarded_add(base, self.length, page, self.region.guest_addr - before, self.damage.state)
         if self.guard == NULL:
             munmap(base, self.length)
             raise MemoryError
-        self.local = foreign.is_shared_memory(fd)
         madvise(base, self.length, MADV_DONTDUMP)  # a guest's memory has no place in a core dump of ours
         self.base = <uint8_t *>base
         self.region.host = self.base + before
@@ -210,23 +199,7 @@ cdef class Mapping:
         # SAFETY: base and length are what mmap gave; nobody refers to them any more (invariant 2).
         if self.guard != NULL:
             guarded_remove(<guarded_t *>self.guard)
-            if self.local and self.length <= AT_ONCE:
-                munmap(self.base, self.length)
-            else:
-                foreign.CLOSER.call(
-                    partial(_unmap, <uint64_t>self.base, self.length), None, "an unmapping of guest memory"
-                )
-
-
-def _unmap(uint64_t base, uint64_t length):
-    """Unmap what was guest memory, and with it free that: 0.15 s a GiB, in a thread that may wait."""
-    cdef uint64_t done = 0
-    # SAFETY: this is the mapping of one that nobody refers to any more.
-    with nogil:
-        while done < length:
-            madvise(<void *>(base + done), min(length - done, <uint64_t>UNMAP_STEP), MADV_DONTNEED)
-            done += UNMAP_STEP
-        munmap(<void *>base, length)
+            munmap(self.base, self.length)
 
 
 cdef class Snapshot:
@@ -300,28 +273,12 @@ cdef class MemoryMap:
             RuntimeError: a worker runs.
         """
         self._check_unpinned()
-        self.put(self.prepare(regions))
-
-    def prepare(self, regions):
-        """Map all regions for `put`, as `set_table` does; right in any thread, for it changes nothing.
-
-        Raises:
-            GuestMemoryError: as `set_table`.
-        """
         regions = list(regions)
         if len(regions) > REGIONS_MAX:
             raise GuestMemoryError(f"{len(regions)} memory regions are too many; at most {REGIONS_MAX}")
-        damage = Damage()
-        return damage, Snapshot([Mapping(*region, damage) for region in regions])
-
-    def put(self, prepared):
-        """Replace all regions by what `prepare` gave.
-
-        Raises:
-            RuntimeError: a worker runs.
-        """
-        self._check_unpinned()
-        self.damage, snapshot = prepared
+        cdef Damage damage = Damage()
+        cdef Snapshot snapshot = Snapshot([Mapping(*region, damage) for region in regions])
+        self.damage = damage
         self._put(snapshot)
 
     def add(self, guest_addr, size, user_addr, mmap_offset, fd):

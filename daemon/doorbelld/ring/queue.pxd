@@ -23,7 +23,6 @@ cdef class VirtQueue:
     cdef readonly int index
     cdef readonly uint32_t max_size
     cdef readonly uint64_t features
-    cdef uint64_t lent_max  # bytes in a chain that Python gets
     cdef int native  # a worker serves it without the GIL: Python keeps its hands off
     cdef int watched  # a worker waits for its kicks
     cdef int kick  # the queue's own copy, or -1
@@ -45,7 +44,6 @@ cdef class VirtQueue:
     cdef bint check_memory(self) noexcept nogil
 
     cdef bint _signal(self) except -1
-    cdef int _keep_call(self) except -2
     cdef int _check_owner(self) except -1
     cdef int _check_unwatched(self) except -1
     cdef int _check_stopped(self, what) except -1

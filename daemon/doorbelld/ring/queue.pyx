@@ -26,7 +26,7 @@ from collections import namedtuple
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ..fds import foreign, native
+from ..fds import native
 from .chain import Chain
 from .errors import BROKEN, QueueBroken, QueueError, StaleChain
 
@@ -35,8 +35,6 @@ from .split cimport (
     BROKEN_DAMAGE,
     BROKEN_NOT,
     BROKEN_TOLD,
-    CHAIN_BYTES_MAX,
-    LENT_MAX,
     QUEUE_SIZE_MAX,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -68,8 +66,6 @@ cdef extern from "barriers.h" nogil:
 F_NOTIFY_ON_EMPTY = 1 << VIRTIO_F_NOTIFY_ON_EMPTY
 F_INDIRECT_DESC = 1 << VIRTIO_F_INDIRECT_DESC
 F_EVENT_IDX = 1 << VIRTIO_F_EVENT_IDX
-CHAIN_BYTES_LIMIT = CHAIN_BYTES_MAX
-"""Bytes that a chain may have together, whatever its device says (VIRTIO 1.2, 2.7.4.2)."""
 RING_FEATURES = F_NOTIFY_ON_EMPTY | F_INDIRECT_DESC | F_EVENT_IDX
 """Feature bits that this layer realises."""
 
@@ -97,7 +93,6 @@ cdef class VirtQueue:
         self.told = ""
         # SAFETY: memory.state lives as long as memory, which is held here.
         self.ring.memory = &memory.state
-        self.ring.bytes_max = self.lent_max = LENT_MAX
         self.ring.call_fd = os.eventfd(0)
 
     def __cinit__(self):
@@ -110,7 +105,7 @@ cdef class VirtQueue:
         free(self.ring.heads)
         for fd in (self.kick, self.ring.call_fd):
             if fd >= 0:
-                foreign.close(fd)
+                os.close(fd)
 
     def close(self):
         """Stop for good and close its descriptors; again does nothing.
@@ -126,7 +121,7 @@ cdef class VirtQueue:
         store_flag(&self.ring.call_set, 0)
         for fd in (self.kick, self.ring.call_fd):
             if fd >= 0:
-                foreign.close(fd)
+                os.close(fd)
         self.kick = self.ring.call_fd = -1
 
     # -- what a native device and a worker use
@@ -269,12 +264,11 @@ cdef class VirtQueue:
         self.ring.generation = 0
         if not self.ring.running:
             store_flag(&self.ring.broken, BROKEN_NOT)
-        # SAFETY: used points to its header where the ring is in memory. Only the session that calls us touches the queue.
+        # SAFETY: used points to its header where the ring is in memory.
         usable = split_fresh(&self.ring)
         if usable > 0:
             if not self.ring.running:
-                with nogil:  # a page may take its time to come
-                    self.ring.used_idx = load16(&self.ring.used[1])
+                self.ring.used_idx = load16(&self.ring.used[1])
             return
         self.ring.desc_user, self.ring.used_user, self.ring.avail_user = old
         self.ring.generation = 0
@@ -296,22 +290,6 @@ cdef class VirtQueue:
             if all(region.error for region in inside):
                 return f"queue {self.index}: {name} area: {self.memory.explain(inside[0].guest_addr, 1)}"
         return f"queue {self.index}: its areas are not aligned in the file that is behind guest memory"
-
-    @property
-    def chain_bytes_max(self):
-        """Bytes that the buffers of a chain may have together; a chain that has more breaks the queue.
-
-        That is what Python gets. A native device takes up to 2^32 bytes, which it never holds at once.
-        """
-        return self.lent_max
-
-    @chain_bytes_max.setter
-    def chain_bytes_max(self, value):
-        self._check_stopped("how long its chains may be")
-        if not 0 < value <= CHAIN_BYTES_MAX:
-            raise ValueError(f"queue {self.index}: a chain can't have up to {value} bytes; "
-                             f"use 1 to {CHAIN_BYTES_MAX}")
-        self.ring.bytes_max = self.lent_max = value
 
     def set_base(self, base):
         """Say which available entry comes next (VHOST_USER_SET_VRING_BASE).
@@ -335,7 +313,7 @@ cdef class VirtQueue:
         self._check_unwatched()
         old, self.kick = self.kick, os.dup(fd) if fd >= 0 else -1
         if old >= 0:
-            foreign.close(old)
+            os.close(old)
 
     def set_call(self, int fd):
         """Take a copy of the descriptor that the driver is signalled with, and signal it once; -1 for none.
@@ -349,13 +327,8 @@ cdef class VirtQueue:
         if self.ring.call_fd < 0:
             raise QueueError(f"queue {self.index} was closed")
         if fd >= 0:
-            before = self._keep_call()
             store_flag(&self.ring.call_blocks, 1)
-            try:
-                os.dup2(fd, self.ring.call_fd, inheritable=False)
-            finally:
-                if before >= 0:
-                    foreign.close(before)
+            os.dup2(fd, self.ring.call_fd, inheritable=False)
             store_flag(&self.ring.call_blocks, os.get_blocking(fd))
             store_flag(&self.ring.call_set, 1)
             self._signal()
@@ -365,27 +338,8 @@ cdef class VirtQueue:
             nowhere = os.eventfd(0)
         except OSError:  # no descriptor is left; then what is there stays a while longer, unused
             return
-        try:
-            before = self._keep_call()
-        except OSError:
-            os.close(nowhere)
-            return
         os.dup2(nowhere, self.ring.call_fd, inheritable=False)
         os.close(nowhere)
-        if before >= 0:
-            foreign.close(before)
-
-    cdef int _keep_call(self) except -2:
-        """Duplicate what calls go to: who puts another in its place closes it, and may wait.
-
-        An eventfd makes us wait a second at most. Where no descriptor is left it is not kept.
-        """
-        try:
-            return os.dup(self.ring.call_fd)
-        except OSError:
-            if foreign.is_eventfd(self.ring.call_fd):
-                return -1
-            raise
 
     def start(self):
         """Let the ring run from its base; nothing is in flight, kicks are wanted.
@@ -400,9 +354,7 @@ cdef class VirtQueue:
         if split_fresh(&self.ring) <= 0:
             self._check_usable()
             raise QueueError(self._missing(self.ring.desc_user, self.ring.used_user, self.ring.avail_user))
-        # SAFETY: only the session that calls us touches the queue, and it waits for us; the ring is in memory.
-        with nogil:  # a page may take its time to come
-            split_start(&self.ring)
+        split_start(&self.ring)
 
     def stop(self):
         """Stop: from now on nothing is popped, pushed or signalled; chains in flight are stale.
@@ -624,7 +576,7 @@ cdef class VirtQueue:
             return self.told
         if why == BROKEN_DAMAGE:
             return self.memory.broken or "guest memory was gone"
-        return BROKEN[why].format(self.ring.broken_value, self.ring.bytes_max)
+        return BROKEN[why].format(self.ring.broken_value)
 
     @property
     def in_memory(self):
@@ -642,11 +594,6 @@ cdef class VirtQueue:
         # SAFETY: memory changes only while we hold the GIL and no worker runs; with the current generation, avail is in
         # the current table.
         return load16(&self.ring.avail[1]) if self.in_memory else self.ring.shadow_avail
-
-    @property
-    def seen_index(self):
-        """The driver's index as a worker saw it last."""
-        return self.ring.shadow_avail
 
     @property
     def used_index(self):

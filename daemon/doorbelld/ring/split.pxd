@@ -15,13 +15,6 @@ cdef enum:  # what a pop says
 cdef enum:
     QUEUE_SIZE_MAX = 32768  # of a split ring
     PIECES_MAX = 4096  # buffers in a chain, and more only where the ring itself is longer
-    LENT_MAX = 1 << 20  # bytes in a chain that Python gets, unless its device says more
-
-cdef extern from *:
-    """
-    #define CHAIN_BYTES_MAX (1ULL << 32)
-    """
-    uint64_t CHAIN_BYTES_MAX  # bytes in a chain that a native device gets (2.7.4.2)
 
 cdef enum:  # VIRTIO 1.2, 2.7 and 6
     VIRTQ_DESC_F_NEXT = 1
@@ -89,7 +82,6 @@ cdef struct ring_t:
     uint64_t desc_user
     uint64_t avail_user
     uint64_t used_user
-    uint64_t bytes_max  # in a chain
     uint32_t num
     uint8_t indirect
     uint8_t event_idx

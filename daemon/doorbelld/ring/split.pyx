@@ -71,6 +71,7 @@ cdef enum:
     RING_HEADER = 2  # 16-bit words before the first entry: flags, index
     FIRST_CAPACITY = 16
 
+cdef uint64_t CHAIN_BYTES_MAX = 1ULL << 32  # 2.7.4.2
 cdef region_t NOWHERE  # mapped is 0: nothing is ever found there
 
 
@@ -278,7 +279,7 @@ cdef int _walk(ring_t *ring, uint16_t head, chain_t *chain) noexcept nogil:
             return split_fail(ring, BROKEN_ORDER, index)
         else:
             chain.readable_bytes += desc.len
-        if chain.readable_bytes + chain.writable_bytes > ring.bytes_max:
+        if chain.readable_bytes + chain.writable_bytes > CHAIN_BYTES_MAX:
             return split_fail(ring, BROKEN_LENGTH, head)
         if seen > max(<uint32_t>PIECES_MAX, ring.num):  # buffers that are not there take no piece
             return split_fail(ring, BROKEN_PIECES, max(<uint32_t>PIECES_MAX, ring.num))

@@ -56,7 +56,6 @@ from .loop cimport (
     timespec,
     watch_t,
 )
-from .split cimport CHAIN_BYTES_MAX
 
 cdef extern from "barriers.h" nogil:
     int load_flag(const int *at)
@@ -98,23 +97,26 @@ cdef extern from *:
     #include <signal.h>
     #include <string.h>
 
-    #include "signals.h"
-
-    static int prod_signal; /* 0: not taken yet */
+    #define PROD_SIGNAL (SIGRTMIN + 6)
 
     static void prod_handler(int number) { (void)number; }
 
-    /* Take a signal that does nothing but end a system call, once in a process; 0, or an errno value. */
+    /* Make PROD_SIGNAL do nothing but end a system call, once in a process; 0, or an errno value. */
     static int prod_install(void)
     {
-        if (!prod_signal)
-            prod_signal = signal_take(SIGRTMIN + 6, prod_handler, 0); /* no SA_RESTART: that is the point */
-        return errno = prod_signal ? 0 : EBUSY;
+        static int installed;
+        struct sigaction action;
+        if (installed)
+            return 0;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = prod_handler; /* no SA_RESTART: that is the point */
+        if (sigaction(PROD_SIGNAL, &action, NULL))
+            return errno;
+        installed = 1;
+        return 0;
     }
-
-    static int prod_number(void) { return prod_signal; }
     """
-    int prod_number() nogil
+    enum: PROD_SIGNAL
     int prod_install() nogil
 
 cdef enum:
@@ -252,7 +254,7 @@ cdef class Worker(Loop):
                 if (
                     pthread_cond_timedwait(&self.changed, &self.lock, &wake) and self.state != want and self.self_id
                 ):
-                    pthread_kill(self.self_id, prod_number())
+                    pthread_kill(self.self_id, PROD_SIGNAL)
             if self.state != want:  # it goes on as before, and has to know
                 self.want = RUN
                 loop_signal(self.control)
@@ -327,7 +329,6 @@ cdef class Worker(Loop):
             self._add(queue.kick, i, EPOLLIN | EPOLLET)
         slot = &self.slots[i]
         memset(slot, 0, sizeof(slot_t))
-        queue.ring.bytes_max = queue.lent_max if python else CHAIN_BYTES_MAX
         slot.queue = <void *>queue
         slot.device = device
         slot.process = process
@@ -398,7 +399,6 @@ cdef class Worker(Loop):
         self.slots[i].queue = NULL
         self.held[i] = None
         queue.watched = 0
-        queue.ring.bytes_max = queue.lent_max
         if not self.quiesced:
             queue.memory.unpin()
             queue.native = 0
@@ -518,7 +518,7 @@ cdef class Worker(Loop):
         name = self.name.encode()[:15]
         cdef const char *raw = name
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {
-            signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, prod_number(), native.GUARD,
+            signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, PROD_SIGNAL, native.GUARD,
         })
         # SAFETY: a string of at most 15 bytes that lives until the end of this function.
         prctl(PR_SET_NAME, raw)

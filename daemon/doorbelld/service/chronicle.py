@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..fds.peercred import Credentials
 from ..host.events import (
     AbsentGivenUp,
-    BudgetExceeded,
     ClientAdded,
     ClientChanged,
     ClientEvent,
@@ -21,7 +18,6 @@ from ..host.events import (
     ClientStateChanged,
     ClientUnkept,
     CodeFailed,
-    CodeSlow,
     ConfigChanged,
     DeviceAdded,
     DeviceChanged,
@@ -58,24 +54,16 @@ log = get_logger()
 class Chronicle:
     """A listener of the host that logs.
 
-    With *later* (the event loop's ``call_later``) what was kept back is told even if nothing more happens. One user
-    causes no more than *lines* lines in ten seconds, in whatever number of regions and devices, by coming and going.
+    With *later* (the event loop's ``call_later``) what was kept back is told even if nothing more happens.
     """
 
-    def __init__(self, later: Later | None = None, lines: Callable[[], int] = lambda: 1000) -> None:
+    def __init__(self, later: Later | None = None) -> None:
         self._limited = Limiter(later=later)
-        self._rare = Limiter(burst=1, period=60.0, later=later)
-        self._by_user = Limiter(later=later)
-        self._lines = lines
 
     def hear(self, event: HostEvent) -> None:
         """Log *event*, if it is worth a line."""
         if isinstance(event, Reloaded):
             log.info("configuration reloaded", **_by_action(event))
-        elif isinstance(event, BudgetExceeded):
-            text = "a budget is used up"
-            name, key = event.name, event.key
-            self._rare(log.warning, f"budget {name}: {key}", text, budget=name, key=key, reason=event.reason)
         elif isinstance(event, DeviceEvent):
             self._hear_of_device(event)
         elif not isinstance(event, ClientEvent):
@@ -84,11 +72,6 @@ class Chronicle:
             self._hear_of_flat(event)
         else:
             self._hear_of_client(event)
-
-    def _told_of(self, user: str, emit: Callable[..., Any], key: str, text: str, /, **values: Any) -> None:
-        """Log what *user* caused, unless *key* has had its lines, or the user its own."""
-        self._by_user.burst = self._lines()
-        self._limited(partial(self._by_user, emit, user), key, text, **values)
 
     def _hear_of_region(self, event: RegionEvent) -> None:
         region = event.region.name
@@ -103,16 +86,12 @@ class Chronicle:
                 log.info("region removed", region=region)
             case PeerAdded(peer=peer):
                 text = "peer joined"
-                who = peer.who
-                self._told_of(
-                    _user(who), log.info, f"{region}: joins", text, region=region, peer=peer.id, **_known(who)
-                )
+                self._limited(log.info, f"{region}: joins", text, region=region, peer=peer.id, **_known(peer.who))
             case PeerRemoved(peer=peer, reason=reason) if reason == LOST:
                 text = "connection ended while the daemon was away"
                 self._limited(log.info, f"{region}: leaves", text, region=region, peer=peer.id)
             case PeerRemoved(peer=peer, reason=reason):
-                key = f"{region}: leaves"
-                self._told_of(_user(peer.who), log.info, key, "peer left", region=region, peer=peer.id, reason=reason)
+                self._limited(log.info, f"{region}: leaves", "peer left", region=region, peer=peer.id, reason=reason)
             case PeerRefused(reason=reason):
                 self._limited(log.warning, f"{region}: refusals", "connection refused", region=region, reason=reason)
             case AbsentGivenUp(absent=absent, reason=reason):
@@ -138,22 +117,18 @@ class Chronicle:
             case DeviceRemoved():
                 log.info("device removed", device=device)
             case FrontendAttached(who=who):
-                key = f"{device}: attaches"
-                self._told_of(_user(who), log.info, key, "front-end attached", device=device, **_known(who))
+                self._limited(log.info, f"{device}: attaches", "front-end attached", device=device, **_known(who))
             case FrontendDetached(who=who, reason=reason, broken=True):
                 text = "front-end broke the device"
-                key = f"{device}: breaks"
-                self._told_of(_user(who), log.warning, key, text, device=device, pid=who.pid, reason=reason)
+                self._limited(log.warning, f"{device}: breaks", text, device=device, pid=who.pid, reason=reason)
             case FrontendDetached(who=who, reason=reason):
                 text = "front-end detached"
-                key = f"{device}: detaches"
-                self._told_of(_user(who), log.info, key, text, device=device, pid=who.pid, reason=reason)
+                self._limited(log.info, f"{device}: detaches", text, device=device, pid=who.pid, reason=reason)
             case FrontendRefused(reason=reason):
                 self._limited(log.warning, f"{device}: refusals", "front-end refused", device=device, reason=reason)
             case FrontendSilent(who=who, reason=reason):
                 text = "front-end says nothing"
-                key = f"{device}: silences"
-                self._told_of(_user(who), log.warning, key, text, device=device, pid=who.pid, reason=reason)
+                self._limited(log.warning, f"{device}: silences", text, device=device, pid=who.pid, reason=reason)
             case RequestRefused(request=request, reason=reason):
                 text = "request of a front-end refused"
                 key = f"{device}: requests"
@@ -161,11 +136,6 @@ class Chronicle:
             case CodeFailed(reason=reason, cause=cause):
                 text = "code of a device failed"
                 self._limited(log.error, f"{device}: failures", text, device=device, reason=reason, exc_info=cause)
-            case CodeSlow(hook=hook, seconds=seconds):
-                text = "code of a device holds up the daemon"
-                took = f"{seconds:.3f} s"
-                cure = "have a thread do what takes long; see docs/devices.md"
-                self._limited(log.warning, f"{device}: slow", text, device=device, hook=hook, took=took, cure=cure)
             case ConfigChanged():
                 text = "device tells its front-end of a change"
                 self._limited(log.info, f"{device}: changes", text, device=device)
@@ -249,11 +219,6 @@ def _by_action(event: Reloaded) -> dict[str, str]:
     for action, kind, name in event.changes:
         found.setdefault(action, []).append(f"{kind} {name}")
     return {action: ", ".join(things) for action, things in found.items()}
-
-
-def _user(who: Credentials) -> str:
-    """Give the key under which lines are counted that a user causes."""
-    return f"uid {who.uid}"
 
 
 def _known(who: Credentials) -> dict[str, Any]:

@@ -27,8 +27,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration can't be applied live": "333a8085e8594dff8c3d2d11d617eeb5",
     "descriptor limit": "6342f842fdfa47cba7af37fd5f1fbe47",
     "max-peers is more than the descriptor limit allows": "83b43729b5ea4583993212bf962777db",
-    "descriptor can't be closed": "a6a7971ec8774730a4a69fd2d6909a70",
-    "a budget is used up": "f7c6b1339bb649f98df9a63aec421ddd",
     # Regions
     "region serves": "20d0655573f246ae8994cba8c371faf5",
     "region changed": "9b8070ccde75417fb1c8a3d0435c562e",
@@ -36,7 +34,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "can't serve region": "04228c2a976b4070897d41e78a3f84b0",
     "region restored": "d3dbf8f814454d6b8e56c756886bd828",
     "state of a region can't be used": "6741bdc771cb41ed83de18862e4dd47e",
-    "restore failed; what was kept stays kept": "af727aecd67742be9429a266d20879f2",
     "not everything of a region can be kept over a restart": "7152dc9e081b4f19ae5042cd80af789f",
     "socket for no region or device": "04eb09e04fea4dc78728f40ef05d66d8",
     "descriptors that nobody knows came back from the store": "133ca739385747b59afa3e8d9c830f99",
@@ -55,7 +52,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "can't serve device": "457638c7e9fd4469bda88b93761b4883",
     "device not refreshed": "825070db06304326af295921a9ad9e82",
     "code of a device failed": "3a10ce6ed57743c1a3fb3693de09033e",
-    "code of a device holds up the daemon": "138e8023a2ec4c4b90f242099b712aef",
     "front-end attached": "d2fa5accd2c840f894d467e0ce15f92a",
     "front-end detached": "2e9d68e5465341e881ca0651bed84328",
     "front-end broke the device": "c23d47f34b68421cb833d61cb3e64aa2",
@@ -90,8 +86,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "the message bus is gone; guests are served on, trying to reconnect": "f2e5455ba1f549f28485bf850c619318",
     "on the message bus again": "b001a95a26004adba4c68d7721481e95",
     "a D-Bus call failed for a reason that is ours": "1a041486e5a544459f5f7a5f6a5aa975",
-    "the objects can't be listed for a reason that is ours": "ff09e874d0a5477f865535d7de36b9f1",
-    "a D-Bus message was dropped": "89966d1f4a3c455ab695cd5f2cde6c2e",
     # polkit
     "polkit is not there; only root and the daemon's own user may change anything": "c23e5c1b6fde42ef841d93c51ebc9534",
     "polkit can't tell; only root and the daemon's own user may change anything": "7ae94579a03844edbabf701deb78aa5e",

@@ -176,12 +176,6 @@ def _common_options(kind: type[Device]) -> list[click.Option]:
             help="Let another front-end have the device once the one that is connected has said nothing for so long; "
             "or never. Default: 30s.",
         ),
-        click.Option(
-            ["--memory"],
-            type=click.Choice(["shared", "any"]),
-            help="What guest memory may be: files of shmem and hugetlbfs (shared), or of any file system, such as a "
-            "memory-backend-file on a disk. Default: shared.",
-        ),
         click.Option(["--owner"], metavar="USER", help="Give the socket to this user."),
         click.Option(["--group"], metavar="GROUP", help="Give the socket to this group."),
         click.Option(["--mode"], metavar="MODE", help="Who may connect to the socket, in octal. Default: 0660."),

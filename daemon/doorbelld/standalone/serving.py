@@ -25,7 +25,7 @@ import socket
 import sys
 
 from ..errors import DoorbellError
-from ..fds import limits, scm
+from ..fds import limits
 from ..fds.owned import Fd
 from ..fds.spare import Spare
 from ..host.events import DeviceAdded, DeviceEvent, FrontendDetached, StateChanged
@@ -75,7 +75,6 @@ class Inherited:
             sock.detach()
             raise
         sock.set_inheritable(False)
-        scm.in_line(sock)
         self.sock = sock
         name = sock.getsockname() if self.listens else ""
         self.name: str = name if isinstance(name, str) and name else f"fd:{number}"
@@ -106,14 +105,7 @@ class Service:
             self._loop.add_signal_handler(number, self._over.set)
         limits.raise_to_hard()
         backend = self._open()
-        tasks: set[asyncio.Task[None]] = set()
-
-        def refresh() -> None:
-            task = self._loop.create_task(self._refresh(backend))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        self._loop.add_signal_handler(signal.SIGHUP, refresh)
+        self._loop.add_signal_handler(signal.SIGHUP, self._refresh, backend)
         self._chronicle.hear(DeviceAdded(backend))
         readiness = Readiness(self._loop, notifier(), lambda: f"{self._spec.type} on {self._spec.socket}")
         readiness.ready()
@@ -142,9 +134,9 @@ class Service:
             case StateChanged(new=State.STOPPED):  # it went away before it was attached
                 self._over.set()
 
-    async def _refresh(self, backend: Backend) -> None:
+    def _refresh(self, backend: Backend) -> None:
         try:
-            await backend.refresh()
+            backend.refresh()
         except (DoorbellError, OSError) as error:
             log.error("device not refreshed", device=backend.name, reason=str(error))
 

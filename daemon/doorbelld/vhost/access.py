@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AccessDenied, InvalidOptions, Problem
-from ..fds.identification import PidFiles
 from ..fds.peercred import Credentials
 from ..ivshmem.rules import Match
 from ..options import option, parse
@@ -50,14 +49,14 @@ def parse_rules(raw: object) -> tuple[FrontendRule, ...]:
     return tuple(rules)
 
 
-def admit(name: str, rules: Iterable[FrontendRule], who: Credentials, pids: PidFiles | None = None) -> None:
-    """See whether *who* may attach to device *name*; *pids* is what was read in PID files, None to read them here.
+def admit(name: str, rules: Iterable[FrontendRule], who: Credentials) -> None:
+    """See whether *who* may attach to device *name*.
 
     Raises:
         AccessDenied: saying who it is, and what would let them in.
     """
     rules = tuple(rules)
-    if not rules or any(rule.match(who, pids) for rule in rules):
+    if not rules or any(rule.match(who) for rule in rules):
         return
     vm = f'"{who.vm_name}"' if who.vm_name else "unknown"
     raise AccessDenied(

@@ -35,17 +35,12 @@ import socket
 import time
 from collections.abc import Callable
 
-from ..errors import AccessDenied, DoorbellError, LimitExceeded, in_words
-from ..fds import foreign, helpers, scm
-from ..fds.budgets import Account, Budgets
-from ..fds.helpers import HelperTimeout
-from ..fds.identification import look_up
+from ..errors import AccessDenied, LimitExceeded, in_words
 from ..fds.listener import Listener
 from ..fds.owned import Fd
 from ..fds.peercred import Credentials, identify
 from ..fds.spare import Spare
 from ..ivshmem.door import Door
-from ..ivshmem.rules import pid_files
 from ..ring.memory import Region
 from ..wire.vhost_messages import ProtocolFeature
 from .access import admit
@@ -55,7 +50,6 @@ from .engine import Engine
 from .errors import DeviceFaulty, NoSuchQueue, NotConnected, NotRunning
 from .events import (
     CodeFailed,
-    CodeSlow,
     ConfigChanged,
     DeviceChanged,
     DeviceEvent,
@@ -72,7 +66,7 @@ from .events import (
     StateChanged,
 )
 from .features import feature_names, offered_features, offered_protocol_features, protocol_feature_names
-from .hooks import Failure, Hooks, Slowness
+from .hooks import Failure, Hooks
 from .queuestate import QueueState, look
 from .session import Session
 from .silence import Silence
@@ -99,7 +93,6 @@ class Backend:
         *,
         listener: Listener | None,
         configured: bool = False,
-        budgets: Budgets | None = None,
     ) -> None:
         """Take over *device* and *listener* (None: connect); `open` makes both.
 
@@ -123,8 +116,6 @@ class Backend:
         self._emit = emit
         self._listener = listener
         self._spare = spare
-        self._budgets = budgets or Budgets()
-        self._account: Account | None = None
         self._sock: socket.socket | None = None
         self._next: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +131,7 @@ class Backend:
         self._said = ""
         self._config_due = False
         self._config_next = 0.0
-        self._hooks = Hooks(device, self._code_failed, lambda: emit(ErrorChanged(self)), self._code_slow)
+        self._hooks = Hooks(device, self._code_failed, lambda: emit(ErrorChanged(self)))
         self._hooks.install(tell_config_changed=self._look_at_config, tell_host_notifier=self._host_notifier)
         self._engine = Engine(self._hooks, loop, spec.name, spec.poll_us, self._broke)
         self._door: Door | None = None
@@ -153,7 +144,6 @@ class Backend:
                 refuse=self._turn_away,
                 prepared=lambda again: True,
                 rested=lambda: None,
-                for_devices=True,
             )
 
     @classmethod
@@ -167,14 +157,11 @@ class Backend:
         socket_given: Fd | None = None,
         connection: socket.socket | None = None,
         configured: bool = False,
-        budgets: Budgets | None = None,
-        device: Device | None = None,
     ) -> Backend:
         """Make the device and the socket that *spec* asks for, and serve.
 
         *socket_given* is a listening socket that somebody else owns, to be used instead of one of our own;
-        *connection* leads to a front-end, after which nobody else is served. Both are taken over, as is the *device*
-        if it was made already.
+        *connection* leads to a front-end, after which nobody else is served. Both are taken over.
 
         Raises:
             SocketInUse, SocketUnavailable, LimitExceeded, and what the type of device raises: nothing is left behind.
@@ -184,8 +171,8 @@ class Backend:
                 undo.enter_context(socket_given)
             if connection is not None:
                 undo.enter_context(connection)
-            device = device or spec.make()
-            undo.callback(_close, device, spec.name)
+            device = spec.make()
+            undo.callback(Hooks(device).close)
             listener: Listener | None = None
             if socket_given is not None:
                 listener = Listener.adopt(socket_given, spec.socket, ours=False)
@@ -194,9 +181,7 @@ class Backend:
             if listener is not None:
                 undo.callback(listener.close)
             try:
-                backend = cls(
-                    spec, device, loop, emit, spare, listener=listener, configured=configured, budgets=budgets
-                )
+                backend = cls(spec, device, loop, emit, spare, listener=listener, configured=configured)
             except (OSError, RuntimeError) as error:
                 cure = "raise LimitNOFILE= or TasksMax="
                 raise LimitExceeded(f'no room for device "{spec.name}": {error}; {cure}') from error
@@ -225,7 +210,7 @@ class Backend:
             if self._listener is not None:
                 self._listener.close()
             if self._next is not None:
-                foreign.hang_up(self._next)
+                self._next.close()
                 self._next = None
             self._fail(reason, broken=False)
             self._woken.set()
@@ -239,7 +224,7 @@ class Backend:
         finally:
             await self._engine.close()
             self._note_handlers()
-            _close(self.device, self.name, self._hooks)
+            self._hooks.close()
             self._enter(State.STOPPED, reason)
 
     def change(self, spec: DeviceSpec, configured: bool) -> None:
@@ -357,10 +342,7 @@ class Backend:
             NoSuchQueue: naming those that there are.
         """
         queue = self._engine.queues[self._check(index)]
-        session = self.session
-        return look(
-            queue, session is not None and session.rings[index].enabled, session is None or not session.any_memory
-        )
+        return look(queue, self.session is not None and self.session.rings[index].enabled)
 
     def queues(self) -> list[QueueState]:
         """Look at all queues."""
@@ -418,24 +400,14 @@ class Backend:
             raise NotConnected(f'device "{self.name}" has no front-end, so there is nothing to reset')
         self._job(lambda session: session.reset_unasked())
 
-    async def refresh(self) -> None:
+    def refresh(self) -> None:
         """Have the device look again at what is behind it: a disk at the size of its image, say.
 
         Raises:
-            DoorbellError: that can't be had any more, or does not answer.
+            DoorbellError: that can't be had any more.
             DeviceFaulty: its code failed.
         """
-        if not self.device.waits_for:
-            self._hooks.refresh()
-            return
-        try:
-            await helpers.shared.run(("device", self.name), self.device.refresh, helpers.FILE_TIMEOUT)
-        except HelperTimeout as error:
-            raise self.spec.no_answer(error) from error
-        except DoorbellError:
-            raise
-        except BaseException as error:  # whatever that code raises
-            raise DeviceFaulty(f"refresh() raised {in_words(error)}") from error
+        self._hooks.refresh()
 
     # Front-ends come
 
@@ -447,7 +419,7 @@ class Backend:
         overdue = timeout and silent is not None and silent >= timeout
         if (self._ending or overdue or _hung_up(self._sock)) and (self._next is None or _hung_up(self._next)):
             if self._next is not None:
-                foreign.hang_up(self._next)
+                self._next.close()
             self._next = sock
             if overdue:
                 self._fail(f"it said nothing for {timeout:g} s, and another one came (silence-timeout)", broken=False)
@@ -461,7 +433,7 @@ class Backend:
     def _turn_away(self, reason: str, sock: socket.socket | None, in_words: bool = False) -> None:
         """Refuse a front-end that connected."""
         if sock is not None:
-            foreign.hang_up(sock)
+            sock.close()
         self._blame(f"a front-end was refused: {reason}")
         self._emit(FrontendRefused(self, reason))
 
@@ -508,24 +480,19 @@ class Backend:
     async def _serve_one(self, sock: socket.socket) -> None:
         """Serve the front-end behind *sock* until it goes, and clear away what it leaves."""
         try:
-            rules = self.spec.peer
-            self.who, pids = await look_up(sock, identify(sock), pid_files(rule.match for rule in rules))
-            admit(self.name, rules, self.who, pids)
-            if reason := foreign.CLOSER.refusal(self.who.uid):
-                raise AccessDenied(reason)
-            self._account = Account(self._budgets, self.who.uid, self.name)
-            self._account.hold("connections", 1)
-        except (OSError, AccessDenied, LimitExceeded) as error:  # it is gone already, or may not be here
+            self.who = identify(sock)
+            admit(self.name, self.spec.peer, self.who)
+        except (OSError, AccessDenied) as error:  # it is gone already, or may not be here
             self._sock, self.who = None, None
-            if isinstance(error, DoorbellError):
+            if isinstance(error, AccessDenied):
                 self._turn_away(str(error), sock)
             else:
-                foreign.hang_up(sock)
+                sock.close()
                 self._emit(FrontendRefused(self, f"it went away while being greeted: {error.strerror}"))
             self._serve_next("")
             return
-        self.session = session = Session(self._engine, self._loop, self, self._account, self.spec.memory == "any")
-        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end, self.who.uid)
+        self.session = session = Session(self._engine, self._loop, self)
+        self._talk = talk = Conversation(self._loop, sock, session, self._silence.end)
         self._silence.begin()
         self.since, self.reason = time.time_ns() // 1000, ""
         self._hooks.forget_handler()
@@ -551,8 +518,6 @@ class Backend:
         except Exception as error:
             words = str(error) if isinstance(error, DeviceFaulty) else in_words(error)
             self.reason = f"{reason}; and then {words}" if words != reason else reason
-        if self._account is not None:
-            self._account.close()
         self._note_handlers()
         self.session = self._talk = None
         assert self.who is not None
@@ -609,9 +574,6 @@ class Backend:
     def _code_failed(self, failure: Failure) -> None:
         self._emit(CodeFailed(self, failure.reason, failure.cause))
 
-    def _code_slow(self, slowness: Slowness) -> None:
-        self._emit(CodeSlow(self, slowness.hook, slowness.seconds))
-
     def _condemn(self) -> None:
         self._grace = None
         if self.session is None or self._ending:
@@ -666,18 +628,9 @@ class Backend:
         self._emit(Negotiated(self))
 
 
-def _close(device: Device, name: str, hooks: Hooks | None = None) -> None:
-    """Close *device*, in a helper thread if that may have to wait."""
-    if device.waits_for:
-        helpers.shared.forget(("device", name), device.close)
-    else:
-        (hooks or Hooks(device)).close()
-
-
 def _connect(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        scm.in_line(sock)
         sock.connect(path)
     except BaseException:
         sock.close()

@@ -8,33 +8,25 @@ its place: the backlog is bounded, however slow the front-end is.
 
 With REPLY_ACK each message asks for an acknowledgement, and the next one goes out after it. A front-end that gives
 none for `ANSWER_TIMEOUT` seconds has failed.
-
-What it answers is received in a thread. The front-end made this socket and has a copy of our end, so it can have urgent
-bytes taken out of line at any time (`fds.scm`); whoever receives closes the descriptors of one then, and may wait.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import socket
-import threading
+from array import array
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
-from ..fds import foreign
-from ..fds.foreign import ForeignFd
 from ..fds.owned import Fd
-from ..fds.scm import receive_all, send
 from ..wire.vhost import Decoder, Message, ProtocolError, encode
 from ..wire.vhost_messages import Empty, Flags, HostNotifierArea, Payload, VringState
 from ..wire.vhost_requests import BackendRequest
 
 ANSWER_TIMEOUT = 60.0
-READ = 4096
-"""Bytes to ask for at once."""
+_READ = 4096
+_CMSG_FDS = 253  # SCM_MAX_FD: what one message of the kernel's can carry
 
 
 class Timer(Protocol):
@@ -63,6 +55,40 @@ class Reactor(Protocol):
         """Call after *delay* seconds."""
 
 
+def receive(sock: socket.socket) -> tuple[bytes, list[Fd]]:
+    """Take what is there, with all descriptors, owned; no bytes at the end of the stream.
+
+    Raises:
+        BlockingIOError: nothing is there.
+        OSError: the connection broke.
+    """
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    data, control, told, _ = sock.recvmsg(_READ, socket.CMSG_SPACE(_CMSG_FDS * array("i").itemsize), flags)
+    numbers = array("i")
+    for level, kind, raw in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
+    fds = [Fd(number) for number in numbers]
+    if told & socket.MSG_CTRUNC:  # the kernel dropped some, for there is no room for them in our table
+        for fd in fds:
+            fd.close()
+        raise OSError(
+            errno.EMFILE, "no descriptor is left for those that it sent; raise LimitNOFILE= or the hard limit"
+        )
+    return data, fds
+
+
+def send(sock: socket.socket, data: bytes, fds: list[int]) -> int:
+    """Send as much as goes, the descriptors with the first byte; they stay the caller's.
+
+    Raises:
+        BlockingIOError: nothing goes just now.
+        OSError: the connection broke.
+    """
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    return sock.sendmsg([data], control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
 class BackChannel:
     """Our end of the second channel, on the socket *fd*, which is taken over.
 
@@ -80,7 +106,6 @@ class BackChannel:
             self._sock.detach()
             raise OSError(errno.ENOTSOCK, "the descriptor for the back-end channel is no UNIX socket")
         fd.steal()
-        self._uid = fd.uid if isinstance(fd, ForeignFd) else None
         self._reactor = reactor
         self._ask = ask
         self._fds = fds
@@ -89,10 +114,6 @@ class BackChannel:
         self._waiting: dict[tuple[BackendRequest, int], Message] = {}
         self._asked: BackendRequest | None = None
         self._timer: Timer | None = None
-        self._lock = threading.Lock()
-        """Guards ``_reading``, and ``open`` where it ends."""
-        self._reading = False
-        """Whether a thread receives from the socket."""
         self.open = True
         """Whether the front-end can still be told anything."""
         reactor.add_reader(self._sock.fileno(), self._hear)
@@ -131,8 +152,7 @@ class BackChannel:
         """Close it; what waits is dropped."""
         if not self.open:
             return
-        with self._lock:
-            self.open, reading = False, self._reading
+        self.open = False
         fd = self._sock.fileno()
         self._reactor.remove_reader(fd)
         self._reactor.remove_writer(fd)
@@ -142,11 +162,7 @@ class BackChannel:
             message.close()
         self._waiting.clear()
         self._decoder.close()
-        if not reading:
-            foreign.hang_up(self._sock, self._uid)
-        else:  # the thread that receives still uses it, and does that
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
 
     def _leave(self, request: BackendRequest, payload: Payload, index: int = -1, fds: tuple[Fd, ...] = ()) -> None:
         flags = Flags.VERSION | Flags.NEED_REPLY if self._ask else Flags.VERSION
@@ -192,36 +208,13 @@ class BackChannel:
         self._failed(reason)
 
     def _hear(self) -> None:
-        self._reactor.remove_reader(self._sock.fileno())
-        self._reading = True
-        foreign.begin(partial(self._read, asyncio.get_running_loop()), self._uid, "a message on a back-end channel")
-
-    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Receive what is there, in a thread."""
-        came: tuple[bytes, list[ForeignFd]] | None = b"", []
         try:
-            came = receive_all(self._sock, READ, self._uid)
+            data, fds = receive(self._sock)
         except BlockingIOError:
-            came = None
-        except OSError:  # as at the end of the stream
-            pass
-        with self._lock:
-            self._reading = False
-            if not self.open:
-                foreign.hang_up(self._sock, self._uid)
-                return
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(self._take, came)
-
-    def _take(self, came: tuple[bytes, list[ForeignFd]] | None) -> None:
-        if not self.open:
             return
-        if came is not None:
-            self._decode(*came)
-        if self.open:
-            self._reactor.add_reader(self._sock.fileno(), self._hear)
-
-    def _decode(self, data: bytes, fds: list[ForeignFd]) -> None:
+        except OSError:
+            self.close()
+            return
         if not data:
             self.close()
             return

@@ -17,11 +17,9 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from ..errors import in_words
-from ..fds import foreign
-from ..fds.scm import receive_all, send
 from ..wire.vhost import Decoder, Message, ProtocolError, encode
 from ..wire.vhost_requests import FrontendRequest
-from .channel import READ
+from .channel import receive, send
 from .errors import DeviceFaulty
 from .session import Session, SessionEnded
 
@@ -36,15 +34,10 @@ class _Gone(Exception):
 
 
 class Conversation:
-    """One front-end of user *uid*, behind *sock*, which is taken over; *spoke* is called at its first message."""
+    """One front-end, behind *sock*, which is taken over, and *session*; *spoke* is called at its first message."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
-        session: Session,
-        spoke: Callable[[], None],
-        uid: int | None = None,
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, spoke: Callable[[], None]
     ) -> None:
         self._loop = loop
         self._sock = sock
@@ -54,7 +47,6 @@ class Conversation:
         self._jobs: deque[Job] = deque()
         self._failure: tuple[str, bool] | None = None
         self._spoke = spoke
-        self._uid = uid
         self.fruitful = False
         """Whether a message was handled."""
 
@@ -83,14 +75,16 @@ class Conversation:
     def close(self) -> None:
         """Close the connection, and the descriptors that came and that no message carried out."""
         self._decoder.close()
-        foreign.hang_up(self._sock, self._uid)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
 
     async def _talk(self) -> NoReturn:
         """Take one thing after the other; raises what ends it."""
         while True:
             await self._catch_up()
             try:
-                data, fds = receive_all(self._sock, READ, self._uid)
+                data, fds = receive(self._sock)
             except BlockingIOError:
                 await self._wait(self._loop.add_reader, self._loop.remove_reader)
                 continue

@@ -54,11 +54,6 @@ class Device:
     """The virtio device ID (VIRTIO 1.2, 5)."""
     Options: ClassVar[type[Any]] = NoOptions
     """The dataclass of `options.option` fields that the type adds to ``[device.NAME]``."""
-    waits_for: ClassVar[str] = ""
-    """The option that names a file, if making a device, `refresh` and `close` may have to wait for its file system.
-
-    They are called in a helper thread then, with a deadline, and may touch nothing but what is the device's own.
-    """
     queues_max: ClassVar[int] = 1
     """How many queues it can have at most, up to `QUEUES_MAX`."""
     threads: int = 1
@@ -69,11 +64,6 @@ class Device:
     """How many entries a queue may have at most, unless the configuration says so; a power of two.
 
     Nothing is allocated before a front-end sets the size of a ring, and then by that size."""
-    chain_bytes_max: int = 1 << 20
-    """How many bytes the buffers of one request may have together, where `handle` gets it.
-
-    Buffers may overlap, so a guest of 4 MiB can make requests of gigabytes. A longer request breaks the queue: there is
-    no answer that tells the drivers of all types of devices that nothing was done."""
     feature_names: ClassVar[Mapping[int, str]] = {}
     """What the specification calls the feature bits of this type, by the number of the bit."""
     features: int = 0
@@ -173,9 +163,7 @@ class Device:
         """Return to the state after birth: the driver wants that, or another front-end comes."""
 
     def refresh(self) -> None:
-        """Look again at what is behind the device, which may have changed; comes at any time.
-
-        It is called on the event loop, or in a helper thread if there is something that the type `waits_for`.
+        """Look again at what is behind the device, which may have changed; comes at any time, on the event loop.
 
         Raises:
             DoorbellError: that can't be had any more; the text names the cause and the cure.

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..ring.memory import MemoryMap
-from ..ring.queue import CHAIN_BYTES_LIMIT, VirtQueue
+from ..ring.queue import VirtQueue
 from ..ring.worker import Worker
 from .device import QUEUE_SIZE_MAX, QUEUES_MAX
 from .hooks import Hooks
@@ -48,10 +48,7 @@ class Engine:
         self.memory = MemoryMap()
         queues, threads = device.count("queues", QUEUES_MAX), device.count("threads", THREADS_MAX)
         size = device.count("queue_size", QUEUE_SIZE_MAX, power_of_two=True)
-        chain_bytes = device.count("chain_bytes_max", CHAIN_BYTES_LIMIT)
         self.queues = [VirtQueue(self.memory, index, size) for index in range(queues)]
-        for queue in self.queues:
-            queue.chain_bytes_max = chain_bytes
         self.workers: list[Worker] = []
         try:
             for number in range(min(threads, queues)):

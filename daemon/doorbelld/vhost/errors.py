@@ -19,7 +19,3 @@ class NotRunning(DoorbellError):
 
 class DeviceFaulty(DoorbellError):
     """The code of a device raised an error or gave a wrong value; ``__cause__`` is the error, the text names both."""
-
-
-class DeviceUnavailable(DoorbellError):
-    """What is behind a device does not answer."""

@@ -121,13 +121,5 @@ class CodeFailed(DeviceEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class CodeSlow(DeviceEvent):
-    """The function *hook* of *device* took *seconds* on the event loop, where everything else waited for it."""
-
-    hook: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class ErrorChanged(DeviceEvent):
     """What is wrong with the code of *device* (`Backend.error`) changed."""

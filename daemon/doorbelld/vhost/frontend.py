@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 from ..errors import DoorbellError
 from ..fds.owned import Fd
-from ..fds.scm import receive_all
 from ..ring.driver import DriverQueue, layout
 from ..ring.memory import MemoryMap
 from ..wire.vhost import Decoder, Message, encode
@@ -38,7 +37,7 @@ from ..wire.vhost_messages import (
     VringState,
 )
 from ..wire.vhost_requests import BackendRequest, FrontendRequest
-from .channel import READ
+from .channel import receive
 
 GUEST_BASE = 0x1_0000_0000
 USER_BASE = 0x7F00_0000_0000
@@ -151,7 +150,7 @@ class Frontend:
             if not _readable(sock, deadline - time.monotonic()):
                 raise BackendFailed(f"the back-end said nothing for {self.timeout:g} s")
             try:
-                data, fds = receive_all(sock, READ)
+                data, fds = receive(sock)
             except OSError as error:
                 raise BackendFailed(f"the back-end ended the connection: {error}") from error
             if not data:

@@ -9,9 +9,6 @@ wrong type. Here that becomes `DeviceFaulty`, whose text names the hook and the 
 
 A failure is told once for each place in the device's code (`Failure`), so a hook that is called every second fills no
 log. `Hooks.error` says what is wrong now: a hook's failure stays there until the hook works again.
-
-Hooks run on the event loop, so everything else waits for them. One that takes longer than `SLOW` is told of, and again
-only when it takes twice as long as what was told.
 """
 
 from __future__ import annotations
@@ -20,10 +17,9 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import DoorbellError, in_words, printable, printable_lines
+from ..errors import DoorbellError, in_words, printable
 from ..wire.vhost_messages import CONFIG_MAX, ProtocolFeature, VhostSetConfigType
 from .device import Device
 from .errors import DeviceFaulty
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SLOW = 0.05
-"""Seconds that a hook may take."""
 _PLACES_MAX = 100
 """Places in a device's code that are told apart; what is beyond is shown in `Hooks.error` only."""
 _FRAMES_MAX = 20
@@ -55,19 +49,11 @@ class Failure:
     cause: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class Slowness:
-    """The hook *hook* took *seconds*, which is longer than it may."""
-
-    hook: str
-    seconds: float
-
-
 class Hooks:
     """The hooks and attributes of *device*, with every error contained.
 
-    *told* gets each new `Failure`, *changed* is called when `error` has another value, *slow* gets each `Slowness` that
-    is worth telling; none may raise. All methods are for the event loop.
+    *told* gets each new `Failure`, *changed* is called when `error` has another value; neither may raise. All methods
+    are for the event loop.
     """
 
     def __init__(
@@ -75,13 +61,10 @@ class Hooks:
         device: Device,
         told: Callable[[Failure], None] = lambda failure: None,
         changed: Callable[[], None] = lambda: None,
-        slow: Callable[[Slowness], None] = lambda slowness: None,
     ) -> None:
         self.device = device
         self._told = told
         self._changed = changed
-        self._slow = slow
-        self._slowest: dict[str, float] = {}
         self._failing: dict[str, str] = {}
         self._places: set[tuple[object, ...]] = set()
 
@@ -207,24 +190,12 @@ class Hooks:
         convert: Callable[[Any], Any] = lambda value: value,
         passing: tuple[type[Exception], ...] = (DoorbellError,),
     ) -> Any:
-        with self._failures(f"{hook}()", passing), self._timed(f"{hook}()"):
+        with self._failures(f"{hook}()", passing):
             value = getattr(self.device, hook)(*arguments)
             if inspect.iscoroutine(value):
                 value.close()
                 raise _WrongValue("is a coroutine, which nobody awaits; write it without async")
             return convert(value)
-
-    @contextlib.contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        """Tell if the body takes too long."""
-        begun = monotonic()
-        try:
-            yield
-        finally:
-            took = monotonic() - begun
-            if took > SLOW and took > 2 * self._slowest.get(what, 0.0):
-                self._slowest[what] = took
-                self._slow(Slowness(what, took))
 
     def _attribute(self, name: str, convert: Callable[[Any], T]) -> T:
         with self._failures(name):
@@ -235,9 +206,8 @@ class Hooks:
         """Turn what the body raises into `DeviceFaulty`, unless it is one of *passing*."""
         try:
             yield
-        except passing as error:
+        except passing:
             self._works(what)
-            error.args = tuple(printable_lines(each) if isinstance(each, str) else each for each in error.args)
             raise
         except BaseException as error:  # SystemExit, KeyboardInterrupt and CancelledError of a hook are only its errors
             raise DeviceFaulty(self._failed(what, error)) from error

@@ -32,18 +32,15 @@ class QueueState:
     """Why it does nothing more, or empty."""
 
 
-def look(queue: VirtQueue, enabled: bool, live: bool) -> QueueState:
-    """Look at *queue* now, whoever serves it.
-
-    Unless *live*, guest memory is on a file system that may make us wait, and what a worker saw in it last is given.
-    """
+def look(queue: VirtQueue, enabled: bool) -> QueueState:
+    """Look at *queue* now, whoever serves it."""
     running = queue.running
     return QueueState(
         queue.index,
         queue.num,
         enabled,
         running,
-        queue.available_index if live else queue.seen_index,
+        queue.available_index,
         queue.used_index,
         queue.in_flight,
         *queue.counters,

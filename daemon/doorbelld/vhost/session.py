@@ -28,13 +28,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..errors import DoorbellError
 from ..fds import native
-from ..fds.budgets import Account
-from ..fds.foreign import ForeignFd, aside, is_shared_memory
 from ..fds.owned import Fd
 from ..ring.errors import QueueError
 from ..ring.memory import SLOTS_MAX
@@ -63,8 +60,6 @@ from .engine import Engine
 from .errors import DeviceFaulty
 from .features import offered_features, offered_protocol_features, why_unoffered_fails
 from .vring import Refused, Ring, check_signal, own_eventfd
-
-_T = TypeVar("_T")
 
 STATUS_RESET = 0
 STATUS_NEEDS_RESET = 64
@@ -95,22 +90,8 @@ class Watcher(Protocol):
 class Session:
     """A front-end's hold on a device, from its connection until `close`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        reactor: Reactor,
-        watcher: Watcher,
-        account: Account | None = None,
-        any_memory: bool = False,
-    ) -> None:
-        """Begin a session.
-
-        *account* is asked before guest memory is mapped, if there is one. *any_memory* says that guest memory may be on
-        any file system.
-        """
-        self._account = account
+    def __init__(self, engine: Engine, reactor: Reactor, watcher: Watcher) -> None:
         self._engine = engine
-        self.any_memory = any_memory
         self._device = engine.device
         self._reactor = reactor
         self._watcher = watcher
@@ -144,8 +125,8 @@ class Session:
                 payload = await method(self, message.payload, message)
             except (SessionEnded, DeviceFaulty):  # what a faulty device has done by half can't go on
                 raise
-            except (DoorbellError, OSError, MemoryError) as error:
-                return self._refuse(message, f"{str(error) or 'no memory left'}{self._unoffered}")
+            except (DoorbellError, OSError) as error:
+                return self._refuse(message, f"{error}{self._unoffered}")
         if payload is not None:
             return message.reply(payload)
         return message.ack() if message.need_reply else None
@@ -209,71 +190,23 @@ class Session:
             (r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd.fileno())
             for r, fd in zip(payload.regions, message.fds, strict=True)
         ]
-        self._check_memory(message)
-        memory = self._engine.memory
         async with self._engine.still():
-            self._hold_memory(sum(size for _, size, *_ in regions))
-            try:
-                memory.put(await self._touch(memory.prepare, regions))
-            finally:
-                self._hold_memory()
+            self._engine.memory.set_table(regions)
         self._watcher.negotiated()
 
     async def _add_mem_reg(self, payload: Payload, message: Message) -> None:
         if not isinstance(payload, SingleMemoryRegion) or message.fd is None:
             raise Refused("postcopy is not offered")
         r, fd = payload.region, message.fd.fileno()
-        self._check_memory(message)
         async with self._engine.still():
-            self._hold_memory(self._shared() + r.size)
-            try:
-                await self._touch(self._engine.memory.add, r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd)
-            finally:
-                self._hold_memory()
+            self._engine.memory.add(r.guest_addr, r.size, r.user_addr, r.mmap_offset, fd)
         self._watcher.negotiated()
 
-    async def _rem_mem_reg(self, payload: Payload, message: Message) -> None:
-        if not isinstance(payload, SingleMemoryRegion):
-            raise Refused("postcopy is not offered")
+    async def _rem_mem_reg(self, payload: SingleMemoryRegion, message: Message) -> None:
         r = payload.region
         async with self._engine.still():
             self._engine.memory.remove(r.guest_addr, r.size, r.user_addr)
-            self._hold_memory()
         self._watcher.negotiated()
-
-    def _shared(self) -> int:
-        """Tell how many bytes of memory the front-end shares."""
-        return sum(region.size for region in self._engine.memory.regions)
-
-    def _hold_memory(self, size: int | None = None) -> None:
-        """Have *size* bytes counted as mapped, or as many as the front-end shares now.
-
-        Raises:
-            LimitExceeded: that is more than the budget has.
-        """
-        if self._account is not None:
-            self._account.hold_memory(self._shared() if size is None else size)
-
-    def _check_memory(self, message: Message) -> None:
-        """See what comes as guest memory, before anything else looks at it.
-
-        Raises:
-            SessionEnded: it may be on a file system that makes us wait, and that is not wanted.
-        """
-        if not self.any_memory and not all(is_shared_memory(fd.fileno()) for fd in message.fds):
-            raise SessionEnded(
-                f"{message.request.name}: guest memory is neither shmem nor hugetlbfs; give the guest "
-                'memory-backend-memfd,share=on, or set memory = "any" for this device'
-            )
-
-    async def _touch(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Do *work* on guest memory in a thread that may wait. Workers are still.
-
-        It may have to wait for a file system; and also where there is none, for a front-end that maps its memory very
-        often and punches holes in it.
-        """
-        uid = self._account.uid if self._account is not None else None
-        return await aside(partial(work, *arguments), uid, briefly=not self.any_memory)
 
     async def _get_max_mem_slots(self, payload: Payload, message: Message) -> Payload:
         return U64(SLOTS_MAX)
@@ -301,9 +234,9 @@ class Session:
         if payload.flags & VringAddrFlag.LOG:
             raise Refused("the dirty log is not offered")
         async with self._engine.still():
-            await self._touch(ring.queue.set_addr, payload.desc, payload.used, payload.avail)
+            ring.queue.set_addr(payload.desc, payload.used, payload.avail)
             ring.placed = True
-            await self._start(payload.index)
+            self._start(payload.index)
 
     async def _set_vring_base(self, payload: VringState, message: Message) -> None:
         ring = self._ring(payload.index)
@@ -327,7 +260,7 @@ class Session:
                 if ring.queue.running and ring.enabled:
                     self._attach(payload.index)
             ring.due = True
-            await self._start(payload.index)
+            self._start(payload.index)
 
     async def _set_vring_call(self, payload: VringFd, message: Message) -> None:
         ring = self._ring(payload.index)
@@ -345,7 +278,7 @@ class Session:
         check_signal(message)
         if ring.err is not None:
             ring.err.close()
-        ring.err = None if message.fd is None else ForeignFd(message.fd.steal(), _uid(message.fd))
+        ring.err = None if message.fd is None else Fd(message.fd.steal())
 
     async def _set_vring_enable(self, payload: VringState, message: Message) -> None:
         self._ring(payload.index)
@@ -361,7 +294,7 @@ class Session:
         if not ring.queue.running:
             async with self._engine.still():
                 ring.due = True
-                await self._start(payload.index)
+                self._start(payload.index)
         elif ring.kick is not None:
             os.eventfd_write(ring.kick.fileno(), 1)
         else:
@@ -369,7 +302,7 @@ class Session:
 
     # While workers are still
 
-    async def _start(self, index: int) -> None:
+    def _start(self, index: int) -> None:
         """Start a ring that is due and has its addresses.
 
         Raises:
@@ -384,7 +317,7 @@ class Session:
                 self._set_kick(ring, None)
             if ring.call is None and not ring.queue.has_call:
                 self._begin_calls_in_band(index)
-        await self._touch(ring.queue.start)
+        ring.queue.start()
         self._device.start(ring.queue)
         if ring.enabled:
             self._attach(index)
@@ -580,10 +513,6 @@ class Session:
         ring.queue.set_features(0)
         if ring.err is not None:
             ring.err.close()
-
-
-def _uid(fd: Fd) -> int | None:
-    return fd.uid if isinstance(fd, ForeignFd) else None
 
 
 _Method = Callable[[Session, Any, Message], Awaitable[Payload | None]]

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import DoorbellError, InvalidOptions, Problem, in_words
-from ..fds import helpers
-from ..fds.helpers import HelperTimeout
 from ..fds.listener import PATH_MAX, group_id, user_id
-from ..options import boolean, choice, duration, integer, mode, option, parse, path, text
+from ..options import boolean, duration, integer, mode, option, parse, path, text
 from ..wire.vhost_messages import ProtocolFeature
 from .access import FrontendRule, parse_rules
 from .device import QUEUE_SIZE_MAX, QUEUES_MAX, Device
-from .errors import DeviceFaulty, DeviceUnavailable
+from .errors import DeviceFaulty
 
 POLL_MAX = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -54,8 +52,6 @@ class DeviceSpec:
     """Seconds for which a front-end that says nothing keeps others away; 0: for ever."""
     inband: bool = option(boolean, default=False, frozen=_TOLD)
     """Whether INBAND_NOTIFICATIONS is offered: QEMU accepts it without being able to do it, User-Mode Linux can."""
-    memory: str = option(choice("shared", "any"), default="shared")
-    """What guest memory may be: files of shmem and hugetlbfs only, or of any file system."""
     peer: tuple[FrontendRule, ...] = option(parse_rules, default=())
 
     def check(self, prefix: str) -> list[Problem]:
@@ -145,28 +141,6 @@ class DeviceSpec:
             raise DeviceFaulty(f"{cause}; repair {self.kind.__module__}, then restart the daemon") from error
         return device
 
-    async def make_waiting(self) -> Device:
-        """Like `make`, in a helper thread if the device may have to wait for a file.
-
-        Raises:
-            DeviceUnavailable: the file system does not answer.
-        """
-        if not self.kind.waits_for:
-            return self.make()
-        try:
-            return await helpers.shared.run(
-                ("device", self.name), self.make, helpers.FILE_TIMEOUT, late=lambda device: device.close()
-            )
-        except HelperTimeout as error:
-            raise self.no_answer(error) from error
-
-    def no_answer(self, error: HelperTimeout) -> DeviceUnavailable:
-        """Put it in words that the file system of what the device waits for does not answer."""
-        key = self.kind.waits_for
-        file = getattr(self.own, key.replace("-", "_"), "")
-        cure = "see to that file system (a server, a network), then reload or try again"
-        return DeviceUnavailable(f'device "{self.name}": {key} {file}: {error}; {cure}')
-
     def as_options(self) -> dict[str, Any]:
         """Put the common keys in plain values, the form that they are asked for in, less the rules."""
         options = {
@@ -179,7 +153,6 @@ class DeviceSpec:
             "poll-us": self.poll_us,
             "silence-timeout": self.silence_timeout,
             "inband": self.inband,
-            "memory": self.memory,
         }
         given = {"queues": self.queues, "queue-size": self.queue_size}
         return {**options, **{key: value for key, value in given.items() if value is not None}}

@@ -13,7 +13,6 @@ from typing import Any
 
 from doorbelld import devices
 from doorbelld.config.loader import DaemonSpec
-from doorbelld.fds.budgets import LimitsSpec
 from doorbelld.ivshmem.clientspec import ClientSpec, FlatSpec
 from doorbelld.ivshmem.rules import Match, PeerRule
 from doorbelld.ivshmem.spec import RegionSpec, in_units
@@ -24,7 +23,6 @@ from . import roff
 
 TABLES: dict[str, type] = {
     "daemon": DaemonSpec,
-    "limits": LimitsSpec,
     "region": RegionSpec,
     "peer": PeerRule,
     "match": Match,

@@ -116,7 +116,6 @@ class Machine:
             )
         undo.callback(self._power_off)
         self._await_boot(listening)
-        listening.close()  # else nspawn, and init with it, would wait one day for somebody to read what they tell
 
     def _await_boot(self, listening: socket.socket) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT

@@ -95,8 +95,8 @@ def bootstrap(suite: str, packages: Sequence[str], *, variant: str = "minbase", 
 
 
 def install(root: Path) -> None:
-    """Install this checkout's doorbelld below *root* with `make build install`; the environment is used as it is."""
-    words = ["build", "install", f"DESTDIR={root}", f"INTERPRETER={_interpreter(root)}"]
+    """Install this checkout's doorbelld below *root* with `make install`; the virtual environment is used as it is."""
+    words = ["install", f"DESTDIR={root}", f"INTERPRETER={_interpreter(root)}"]
     _run("make", "-C", REPOSITORY, "-o", f"{sys.prefix}/.doorbelld", f"VENV={sys.prefix}", *words)
 
 

@@ -84,8 +84,6 @@ class FakeTree:
 
 
 class FakeRouter:
-    restricted = False
-
     def __init__(self) -> None:
         self.signals: list[tuple[str, str, Any]] = []
 
@@ -250,7 +248,7 @@ DISK = f"{ROOT}/device/disk"
 QUEUES = [f"{DISK}/queue/0", f"{DISK}/queue/1"]
 WHO: Any = SimpleNamespace(pid=42)
 STATE = ["Fault", "Reason", "State"]
-FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName", "VmNameSource")]
+FRONTEND = [f"Frontend{what}" for what in ("Gid", "Pid", "Since", "Uid", "Unit", "VmName")]
 NEGOTIATED = [
     *("AckedFeatureNames", "AckedFeatures", "AckedProtocolFeatureNames", "AckedProtocolFeatures"),
     *("ConfigSpace", "MemoryRegions"),
@@ -473,98 +471,3 @@ async def test_states_that_change_all_the_time_are_one_change_a_turn(stage: Stag
     stage.announcer.hear(ClientChanged(lab))
     await stage.settle()
     assert stage.changes()[-1][1] == sorted(load(CLIENT).properties)
-
-
-# Under load, and where not everybody may look
-
-
-class Clock:
-    """The loop's time, standing still until a test moves it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        self.later: list[Any] = []
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
-        monkeypatch.setattr(asyncio.get_running_loop(), "call_at", self._call_at)
-
-    def _call_at(self, when: float, function: Any) -> Any:
-        self.later.append((when, function))
-        return SimpleNamespace(cancel=lambda: None)
-
-    def tick(self, seconds: float) -> None:
-        self.now += seconds
-        due, self.later = self.later, []
-        for _, function in due:
-            function()
-
-
-async def test_few_rings_are_told_of_at_once_and_many_together(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    for number in range(100):
-        stage.announcer.hear(Rung(stage.region, number % 32, 2))
-    assert stage.members() == ["Region.Rung"] * module.RINGS_MAX
-    clock.tick(module.SWEEP_SECONDS)
-    *few, (path, member, (rings,)) = stage.router.signals
-    assert (path, member, len(rings)) == (DEMO, "Region.RungMany", 32)
-    assert sum(body[1] for _, _, body in few) + sum(count for _, count in rings) == 200
-    stage.router.signals.clear()
-    stage.announcer.hear(Rung(stage.region, 3, 1))
-    assert stage.router.signals == [(DEMO, "Region.Rung", [3, 1])]
-
-
-async def test_many_rings_of_few_vectors_are_few_signals(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    for _ in range(1000):
-        stage.announcer.hear(Rung(stage.region, 1, 1))
-        stage.announcer.hear(Rung(stage.region, 2, (1 << 64) - 1))
-    clock.tick(module.SWEEP_SECONDS)
-    assert stage.members() == ["Region.Rung"] * (module.RINGS_MAX + 2)
-    assert [body for _, _, body in stage.router.signals[-2:]] == [
-        [1, 1000 - module.RINGS_MAX // 2],
-        [2, (1 << 64) - 1],
-    ]
-
-
-async def test_peers_that_come_and_go_while_much_waits_are_not_told_of(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BACKLOG_MAX", 10)
-    stage.join(0)
-    for _ in range(1000):
-        stage.join(1)
-        stage.leave(1)
-    assert not len(stage.announcer._waiting) > 1100, "one event for each that came, none for each that went"
-    await stage.settle()
-    assert stage.members().count("Region.PeerAdded") <= 12
-    assert stage.members().count("Region.PeerRemoved") <= 12
-    assert stage.announcer._joined == {}
-    assert stage.announcer._skipped == set()
-
-
-async def test_where_polkit_decides_signals_do_not_say_who(stage: Stage, disk: Any) -> None:
-    stage.router.restricted = True
-    path = f"{ROOT}/device/disk"
-    views = {
-        f"{DEMO}/peer/0": {PEER: {"Id": 0, "Pid": 7, "Uid": 1, "Gid": 1, "VmName": "guest", "Unit": "u", "Since": 1}},
-        DEMO: {REGION: {"Name": "demo", "AbsentPeers": [["guest"]]}},
-        path: {DEVICE: {"State": "running", "FrontendPid": 7, "FrontendVmName": "guest", "MemoryRegions": [[1]]}},
-    }
-    stage.router.describe = lambda view: views.get(view.path, {})  # type: ignore[method-assign]
-    stage.announcer.hear(RegionAdded(stage.region))
-    stage.join(0)
-    stage.announcer.hear(DeviceAdded(stage.device))
-    for view in stage.tree.there.values():
-        view.changed = lambda names: [{name: 1 for name in sorted(names)}, []]  # type: ignore[method-assign]
-    stage.announcer.hear(FrontendAttached(stage.device, SimpleNamespace(pid=7)))  # type: ignore[arg-type]
-    await stage.settle()
-    told = [body for _, member, body in stage.router.signals if member == "ObjectManager.InterfacesAdded"]
-    assert told[:2] == [
-        [DEMO, {REGION: {"Name": "demo"}}],
-        [f"{DEMO}/peer/0", {PEER: {"Id": 0, "Since": 1}}],
-    ]
-    assert [path, {DEVICE: {"State": "running"}}] in told
-    assert (path, "Device.FrontendAttached", [0]) in stage.router.signals
-    ((_, changed, invalidated),) = [body for body in stage.changes() if body[0] == DEVICE]
-    assert "State" in changed
-    assert not [name for name in changed if "Frontend" in name and name != "FrontendSince"]
-    assert {"FrontendPid", "FrontendVmName", "FrontendUid", "FrontendUnit"} <= set(invalidated)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from doorbelld.bus import authority
-from doorbelld.bus.authority import Action, Authority, InteractiveAuthorizationRequired, Request
+from doorbelld.bus.authority import Action, Authority, InteractiveAuthorizationRequired, Request, size_of
+from doorbelld.bus.library import Variant
 from doorbelld.bus.polkit import Answer, Polkit, Question
 from doorbelld.errors import AccessDenied, BusUnavailable, LimitExceeded
 from doorbelld.fds.peercred import Credentials
@@ -463,6 +464,22 @@ async def test_a_reply_that_fails_does_not_hold_up_its_caller_for_ever() -> None
     assert not (who._bus.lanes or who._bus.calls or who._bus.sizes)
     with pytest.raises(AccessDenied):
         await in_turn(who, request())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [b"x" * 1000],
+        ["demo", "x" * 1000],
+        ["demo", {"backing": Variant("s", "x" * 1000)}],
+        ["demo", {"x" * 1000: Variant("y", 1)}],
+        [{"a": Variant("av", [Variant("ay", b"x" * 1000)])}],
+        [[(1, 2)] * 16],
+        [[[1, 2]] * 16],
+    ],
+)
+def test_no_body_looks_smaller_than_it_is(body: list[Any]) -> None:
+    assert 1000 <= size_of(body) <= 5000
 
 
 # Order, whatever happens

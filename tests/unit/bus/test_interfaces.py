@@ -58,7 +58,7 @@ def test_load() -> None:
     assert region.methods["OpenDoorbell"] == interfaces.Method("qq", "h")
     assert region.properties["PeerCount"] == interfaces.Property("u", "true")
     assert region.properties["Size"] == interfaces.Property("t", "const")
-    assert region.signals == {"PeerAdded": "qo", "PeerRemoved": "qs", "Rung": "qt", "RungMany": "a(qt)"}
+    assert region.signals == {"PeerAdded": "qo", "PeerRemoved": "qs", "Rung": "qt"}
     assert interfaces.load(REGION) is region
     assert interfaces.load(DEVICE).properties["MemoryRegions"] == interfaces.Property("a(tttts)", "invalidates")
 

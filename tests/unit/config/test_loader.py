@@ -559,7 +559,7 @@ def test_clients_and_flat_devices(tmp_path: Path) -> None:
         ("[client.'a/b']\nsocket = '/x'\n", 'client."a/b"', 1, "can't be the name"),
         ("client = 3\n", "client", 1, "write [client.NAME]"),
         ("[flat]\na = 3\n", "flat.a", 2, "write [flat.a]"),
-        ("[clients.a]\n", "clients", 1, "known are [daemon], [limits], [region.NAME], [device.NAME], [client.NAME]"),
+        ("[clients.a]\n", "clients", 1, "known are [daemon], [region.NAME], [device.NAME], [client.NAME] and [flat"),
     ],
 )
 def test_what_is_wrong_with_a_client_or_a_flat_device(

@@ -151,22 +151,3 @@ def test_a_state_of_a_client_is_told_with_its_reason_and_once() -> None:
     assert one(interpreter, state("connecting", "it is full")).values["reason"] == "it is full"
     assert one(interpreter, state("connected", "")).words == "is connected"
     assert list(interpreter.events(heard("PropertiesChanged", names.CLIENT, {"PeerCount": 3}, [], path=LAB))) == []
-
-
-def test_rings_that_come_together_are_told_one_by_one() -> None:
-    demo = paths.region("demo")
-    told = list(Interpreter().events(heard("RungMany", [[1, 2], [3, 4]], path=demo)))
-    assert [event.values for event in told] == [{"vector": 1, "count": 2}, {"vector": 3, "count": 4}]
-
-
-def test_a_peer_and_a_front_end_of_whom_a_signal_does_not_say_who_they_are() -> None:
-    interpreter, peer = Interpreter(), paths.peer("demo", 3)
-    list(interpreter.events(heard("InterfacesAdded", peer, {names.PEER: {"Id": 3}}, path=names.ROOT)))
-    told = one(interpreter, heard("PeerAdded", 3, peer, path=paths.region("demo")))
-    assert (told.words, told.values) == ("peer 3 joined", {"peer": 3})
-    list(interpreter.events(heard("FrontendAttached", 0)))
-    attached = one(interpreter, heard("PropertiesChanged", names.DEVICE, HERE, []))
-    assert attached.values == {"pid": 7, "vm": "guest1", "uid": 0, "unit": ""}
-    list(interpreter.events(heard("FrontendAttached", 0)))
-    attached = one(interpreter, heard("PropertiesChanged", names.DEVICE, {}, ["FrontendPid"]))
-    assert attached.kind == "front-end-attached"

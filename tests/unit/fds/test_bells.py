@@ -56,7 +56,7 @@ def apart(code: str) -> None:
 
 def timers() -> int:
     """Count the guards' timers in this process."""
-    return len(re.findall(rf"^signal: {bells.signal_in_use()}/", Path("/proc/self/timers").read_text(), re.M))
+    return len(re.findall(rf"^signal: {bells.SIGNAL}/", Path("/proc/self/timers").read_text(), re.M))
 
 
 def until(true: Callable[[], object]) -> None:
@@ -164,22 +164,6 @@ assert [eventfd.pending(fd) for fd in (made[0], made[2])] == [2, 2]
 """)
 
 
-def test_after_a_write_that_waited_each_doorbell_is_looked_at_before_its_write() -> None:
-    apart("""
-us.doorbells = {7: made.array, 8: array("i", [made[1], made[2]])}
-for ring in (lambda: us.notify_all_vectors(7), us.notify_broadcast):
-    for fd in made:
-        block(fd)
-    ring()
-    assert [os.get_blocking(fd) for fd in made] == [False, True, True]  # the guard set the first anew, and no other
-us.notify(7, 0)
-os.read(made[0], 8)
-us.notify(7, 0)
-assert eventfd.pending(made[0]) == 1 and bells.armed()
-until(lambda: not bells.armed())
-""")
-
-
 def test_a_sharer_that_never_stops() -> None:
     apart("""
 block(made[0])
@@ -281,14 +265,12 @@ us.notify(7, 0)
 
 def test_a_thread_that_blocks_the_signal_rings_without_a_guard() -> None:
     apart("""
-bells.use_signal(signal.SIGRTMIN + 9)
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN + 9})
+signal.pthread_sigmask(signal.SIG_BLOCK, {bells.SIGNAL})
 for _ in range(100):
     us.notify(7, 0)
     time.sleep(0.001)  # so that the timer fires
 assert eventfd.pending(made[0]) == 100
-assert bells.signal_in_use() == signal.SIGRTMIN + 9
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGRTMIN + 9})
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {bells.SIGNAL})
 block(made[0])
 us.notify(7, 0)
 until(lambda: not bells.armed())
@@ -322,72 +304,8 @@ def test_other_calls_of_python_go_on_meanwhile(us: Bells) -> None:
 
 def test_the_signal_is_none_of_pythons(us: Bells) -> None:
     us.notify(2, 0)
-    used = bells.signal_in_use()
-    assert signal.getsignal(used) in (None, signal.SIG_DFL)
-    os.kill(os.getpid(), used)  # whoever sends it: it does nothing
+    assert signal.SIGRTMIN + 8 == bells.SIGNAL
+    assert signal.getsignal(bells.SIGNAL) in (None, signal.SIG_DFL)
+    os.kill(os.getpid(), bells.SIGNAL)  # whoever sends it: it does nothing
     us.notify(2, 0)
     assert counts(us)[2] == [2, 0]
-
-
-# Other users of signals in the process
-
-
-@pytest.mark.parametrize("handler", ["lambda *_: heard.append(1)", "signal.SIG_IGN"])
-def test_signal_that_somebody_has_is_never_taken(handler: str) -> None:
-    apart(f"""
-heard = []
-theirs = signal.SIGRTMIN + 8
-signal.signal(theirs, {handler})
-us.notify(7, 0)
-assert bells.signal_in_use() == theirs + 1
-os.kill(os.getpid(), theirs)
-assert heard == [1] or signal.getsignal(theirs) is signal.SIG_IGN
-block(made[0])
-us.notify(7, 0)  # the guard works
-""")
-
-
-def test_signal_of_the_guard_can_be_chosen() -> None:
-    apart("""
-bells.use_signal(signal.SIGRTMIN + 12)
-us.notify(7, 0)
-assert bells.signal_in_use() == signal.SIGRTMIN + 12
-try:
-    bells.use_signal(signal.SIGRTMIN + 13)
-except RuntimeError as error:
-    assert "before the first ring" in str(error)
-else:
-    raise AssertionError
-""")
-    for wrong in (9, 65):
-        with pytest.raises(ValueError, match="no real-time signal"):
-            bells.use_signal(wrong)
-
-
-@pytest.mark.parametrize(("said", "error"), [("50", ""), ("49", "EBUSY"), ("9", "EINVAL")])
-def test_signal_of_the_guard_in_the_environment(said: str, error: str) -> None:
-    apart(f"""
-import errno
-os.environ["DOORBELL_SIGNAL"] = "{said}"
-signal.signal(49, lambda *_: None)
-try:
-    us.notify(7, 0)
-except OSError as failed:
-    assert errno.errorcode[failed.errno] == "{error}"
-else:
-    assert "{error}" == "" and bells.signal_in_use() == {said}
-""")
-
-
-def test_no_signal_is_left_for_us() -> None:
-    apart("""
-for number in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):
-    if signal.getsignal(number) is signal.SIG_DFL:
-        signal.signal(number, lambda *_: None)
-try:
-    us.notify(7, 0)
-except OSError as failed:
-    assert failed.errno == 16  # EBUSY
-else:
-    raise AssertionError
-""")

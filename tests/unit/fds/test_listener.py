@@ -213,43 +213,6 @@ def test_handed_on_and_adopted(path: str) -> None:
     assert not os.path.lexists(path)
 
 
-@pytest.mark.parametrize("kind", ["link", "file", "hard link"])
-def test_what_is_put_in_the_place_of_the_socket_keeps_its_mode(
-    path: str, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    precious = tmp_path / "precious"
-    precious.touch(0o600)
-    real = socket.socket.listen
-
-    def swap(sock: socket.socket, backlog: int) -> None:
-        real(sock, backlog)
-        os.unlink(path)
-        if kind == "link":
-            os.symlink(precious, path)
-        elif kind == "hard link":
-            os.link(precious, path)
-        else:
-            os.rename(precious, path)
-
-    monkeypatch.setattr(socket.socket, "listen", swap)
-    with pytest.raises(SocketUnavailable, match="something else in the place of the socket; choose a socket path in a"):
-        Listener.open(path, mode=0o666)
-    if kind != "file":
-        assert stat.S_IMODE(precious.stat().st_mode) == 0o600
-
-
-def test_change_of_mode_follows_no_link(path: str, tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.touch(0o600)
-    listener = Listener.open(path)
-    os.rename(path, f"{path}.away")
-    os.symlink(precious, path)
-    with pytest.raises(SocketUnavailable, match="something else"):
-        listener.give_to("", "", 0o666)
-    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
-    listener.close()
-
-
 def test_a_failed_open_leaves_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def chmod(*_: object) -> None:
         raise PermissionError(errno.EPERM, "not permitted")

@@ -199,17 +199,6 @@ def test_a_sharer_that_wins_the_race_is_overcome_by_the_guard(bells: FdSet) -> N
                 os.waitpid(child, 0)
 
 
-def test_after_a_write_that_waited_each_doorbell_is_looked_at_before_its_write(bells: FdSet) -> None:
-    """Each is rung twice, and has room for one: so all of them fill between the common look and the second write."""
-    for fd in bells:
-        os.eventfd_write(fd, FULL - 1)
-        os.set_blocking(fd, True)
-    assert native.ring(array("i", [fd for fd in bells for _ in range(2)])) == 0
-    assert [eventfd.pending(fd) for fd in bells] == [FULL] * len(bells)
-    waited = [not os.get_blocking(fd) for fd in bells]
-    assert waited == [True] + [False] * (len(bells) - 1), "a write that waited makes its doorbell non-blocking"
-
-
 def test_ring_after_fork_has_a_guard_of_its_own(bells: FdSet) -> None:
     """A timer does not survive a fork; the child must make its own."""
     assert native.ring_one(bells[0]) == 0

@@ -211,11 +211,9 @@ async def test_what_can_not_come_back_is_let_go_of(relay: Relay, short_path: Pat
     unusable = relay.second.revive(kept, {}, Kept())
     assert [(each.name, each.kind) for each in unusable] == [("c1", "client"), ("f2", "flat"), ("f3", "flat")]
     assert unusable[1] == Unusable("f2", "its state is missing", "flat")
-    assert [each.cause is None for each in unusable] == [True, True, False]
     assert (list(relay.second.clients), list(relay.second.flats)) == (["b", "c"], ["a"])
     assert len(kept) == 0
-    kept_on = {name.split(".")[0] for name in relay.keeper.copies}
-    assert kept_on == {"r1", "c2", "c3", "f1", "f3"}, "what can be read may be right for another version"
+    assert {name.split(".")[0] for name in relay.keeper.copies} == {"r1", "c2", "c3", "f1"}
     relay.second.create_client(ClientSpec("a", nowhere))
     assert "c4.state" in relay.keeper.copies, "a number is never used again"
 

@@ -12,7 +12,7 @@ from doorbelld.options import frozen_differences
 
 @pytest.mark.parametrize("kind", [ClientSpec, FlatSpec])
 def test_what_is_asked_for_comes_back(kind: type[ClientSpec]) -> None:
-    raw: dict[str, Any] = {"socket": "/run/s", "vectors-max": 2048, "reconnect": False, "memory": "any"}
+    raw: dict[str, Any] = {"socket": "/run/s", "vectors-max": 2048, "reconnect": False}
     if kind is FlatSpec:
         raw["memory-size"] = "4M"
     spec = kind.from_raw("demo", raw)
@@ -22,8 +22,8 @@ def test_what_is_asked_for_comes_back(kind: type[ClientSpec]) -> None:
 
 
 def test_defaults() -> None:
-    assert ClientSpec.from_raw("a", {"socket": "/s"}) == ClientSpec("a", "/s", 64, True, "shared")
-    assert FlatSpec.from_raw("a", {"socket": "/s"}) == FlatSpec("a", "/s", 64, True, "shared", 0)
+    assert ClientSpec.from_raw("a", {"socket": "/s"}) == ClientSpec("a", "/s", 64, True)
+    assert FlatSpec.from_raw("a", {"socket": "/s"}) == FlatSpec("a", "/s", 64, True, 0)
     assert FlatSpec.from_raw("a", FlatSpec("a", "/s").raw()).memory_size == 0
 
 
@@ -36,7 +36,6 @@ def test_defaults() -> None:
         ({"socket": "/s", "vectors-max": 0}, "out of range"),
         ({"socket": "/s", "vectors-max": 2049}, "out of range"),
         ({"socket": "/s", "reconnect": 1}, "not a boolean"),
-        ({"socket": "/s", "memory": "mine"}, "flat.demo.memory"),
         ({"socket": "/s", "memory-size": -1}, "flat.demo.memory-size"),
         ({"socket": "/s", "memory-size": False}, "not a size"),
         ({"socket": "/s", "vectors": 3}, "unknown key"),
@@ -55,7 +54,7 @@ def test_names_that_can_not_be(name: str) -> None:
 
 def test_what_can_not_change_live() -> None:
     old = FlatSpec("a", "/s")
-    assert [p.key for p in frozen_differences(old, FlatSpec("a", "/t", 8, False, "any", 4096), "flat.a", "")] == [
+    assert [p.key for p in frozen_differences(old, FlatSpec("a", "/t", 8, False, 4096), "flat.a", "")] == [
         "flat.a.socket",
         "flat.a.memory-size",
     ]

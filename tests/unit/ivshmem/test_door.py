@@ -106,16 +106,6 @@ async def test_everybody_is_let_in_a_burst_at_a_time(entrance: Entrance) -> None
     assert entrance.log[:first].count("arrived") == module._BURST
 
 
-async def test_the_last_descriptors_are_for_devices(entrance: Entrance) -> None:
-    entrance.spare.end = 0
-    entrance.knock(2)
-    entrance.door.open()
-    await entrance.until(lambda: sum(line.startswith("refused in words: no descriptor") for line in entrance.log) == 2)
-    entrance.door._for_devices = True
-    entrance.knock()
-    await entrance.until(lambda: len(entrance.inside) == 1)
-
-
 async def test_nobody_is_let_in_unprepared_and_nothing_spins(entrance: Entrance) -> None:
     entrance.is_prepared = False
     entrance.door.open()

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import fcntl
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -80,22 +79,6 @@ async def test_a_server_that_sends_ever_more_doorbells(place: Place, monkeypatch
         came = [event for event in place.events if isinstance(event, ClientPeerAdded)]
         assert 50 < len(came) < 100
         assert client.peers == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [("shared", 'a file neither of shmem nor of hugetlbfs.*set memory = "any" in'), ("any", "can't be mapped")],
-)
-async def test_memory_that_may_make_us_wait_is_touched_only_if_that_is_wanted(
-    place: Place, given: str, said: str
-) -> None:
-    read, write = os.pipe()
-    with OtherServer(place.path, script=[message(0), message(7), message(-1, read)]):
-        client = place.open(reconnect=False, memory=given)
-        await place.until(lambda: client.state in (ClientState.BROKEN, ClientState.CLOSED))
-        assert re.search(said, client.reason), client.reason
-    os.close(read)
-    os.close(write)
 
 
 async def test_what_there_is_and_what_is_told(place: Place) -> None:

@@ -299,7 +299,6 @@ def test_a_state_of_version_1_is_understood() -> None:
         ],
         "retired": [],
         "dirty": False,
-        "waiting": [],
     }
 
 
@@ -310,7 +309,7 @@ def test_a_state_of_version_2_is_understood() -> None:
 def as_version_1(bench: Bench, name: str = "doorbelld:demo:state") -> None:
     """Have the ledger that is kept be one of version 1, of the very same region, up to its last word."""
     state = bench.region.export()
-    for key in ("name", "spec", "configured", "absent", "retired", "dirty", "waiting"):
+    for key in ("name", "spec", "configured", "absent", "retired", "dirty"):
         del state[key]
     for member in state["members"]:
         member.pop("rule", None)
@@ -376,7 +375,7 @@ def test_a_newer_state_is_told_apart(version: int) -> None:
 
 GOOD = {
     **{"version": STATE_VERSION, "name": "demo", "spec": None, "configured": True, "next_seq": 3},
-    **{"host": None, "members": [], "absent": [], "retired": [], "dirty": False, "waiting": []},
+    **{"host": None, "members": [], "absent": [], "retired": [], "dirty": False},
 }
 PEER = {"id": 0, "seq": 1, "vectors": 1, "who": {}, "since": 0, "rule": None}
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gc
 import json
@@ -13,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -754,29 +753,3 @@ def test_patience_can_change_too(site: Site) -> None:
     site.wait(lambda: site.of(PeerRemoved), keep_up, 0.02)
     assert site.of(PeerRemoved)[0].reason.startswith("it took nothing for 0.4 s while ")
     silent.until_eof()
-
-
-def test_peer_whose_connection_can_not_be_watched_is_refused_and_leaves_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where fs.epoll.max_user_watches is reached."""
-    region = site.open()
-    first = site.join(region)
-    plain = site.loop.add_reader
-
-    def full(fd: int, call: Callable[..., object], *arguments: object) -> None:
-        if getattr(call, "__name__", "") == "_hear":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        plain(fd, call, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(site.loop, "add_reader", full)
-        refused = site.connect(region)
-        refused.until_eof()
-    site.wait(lambda: site.of(PeerRefused))
-    assert (
-        "can't be watched: No space left on device; raise fs.epoll.max_user_watches" in site.of(PeerRefused)[0].reason
-    )
-    assert site.call(lambda: (list(region.peers), len(region.roster.by_id))) == ([first.id], 1)
-    second = site.join(region)
-    assert second.id == 1, "its ID was given back"

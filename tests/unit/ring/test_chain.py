@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from doorbelld.ring.chain import Chain
-from doorbelld.ring.errors import QueueBroken, QueueError, StaleChain
+from doorbelld.ring.errors import StaleChain
 from support.fdcount import no_leaks
 from support.rings import DATA_AT, SIZE, Guest, Ring, guest
 
@@ -118,30 +118,6 @@ def test_buffers_may_overlap(memory: Guest, ring: Ring) -> None:
     chain = pop(ring)
     assert chain.write(chain.readable[0]) == 100
     assert memory.memory.read(DATA_AT, 120) == bytes([*range(10), *range(100), *range(110, 120)])
-
-
-def test_chain_of_overlapping_buffers_beyond_the_limit_breaks_the_queue(memory: Guest, ring: Ring) -> None:
-    ring.driver.add([(0, SIZE // 2), (0, SIZE // 2)])
-    assert pop(ring).readable_bytes == SIZE, "as much as the limit"
-    ring.driver.add([(0, SIZE // 2), (0, SIZE // 2)], [(DATA_AT, 1)])
-    with pytest.raises(QueueBroken, match="has more than 1048576 bytes, which is the most"):
-        ring.queue.pop()
-
-
-def test_limit_of_bytes_is_set_while_the_queue_is_stopped(memory: Guest) -> None:
-    ring = memory.ring(8, start=False)
-    for wrong in (0, (1 << 32) + 1):
-        with pytest.raises(ValueError, match="can't have up to"):
-            ring.queue.chain_bytes_max = wrong
-    ring.queue.chain_bytes_max = 3
-    ring.queue.start()
-    with pytest.raises(QueueError, match="can't be set while it runs"):
-        ring.queue.chain_bytes_max = 4
-    ring.driver.add([(DATA_AT, 3)])
-    assert len(pop(ring).read()) == 3
-    ring.driver.add([(DATA_AT, 4)])
-    with pytest.raises(QueueBroken, match="more than 3 bytes"):
-        ring.queue.pop()
 
 
 def test_a_chain_of_another_queue_is_refused(memory: Guest, ring: Ring) -> None:

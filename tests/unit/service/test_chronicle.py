@@ -13,7 +13,6 @@ import structlog
 from doorbelld.errors import ServerUnavailable
 from doorbelld.fds.peercred import Credentials
 from doorbelld.host.events import (
-    BudgetExceeded,
     ClientAdded,
     ClientChanged,
     ClientPeerAdded,
@@ -225,28 +224,6 @@ def test_lines_of_a_device() -> None:
         {"event": "front-end refused", "log_level": "warning", "reason": "no rule admits it"},
         {"event": "device changed", "log_level": "info"},
         {"event": "device removed", "log_level": "info"},
-    ]
-
-
-def test_one_user_has_its_lines_in_however_many_devices_and_another_its_own() -> None:
-    other = Credentials(13, 1001, 100)
-    storm = [FrontendAttached(device(str(number)), WHO) for number in range(200) for _ in range(50)]
-    lines = told(*storm, FrontendAttached(device("quiet"), other))
-    assert len(lines) == 1001
-    assert lines[-1]["device"] == "quiet"
-
-
-def test_a_budget_that_is_used_up_is_told_once_for_each_key() -> None:
-    events = [BudgetExceeded("guest-memory", "all is used", key) for key in ("limits.a", "limits.b") for _ in range(99)]
-    assert told(*events) == [
-        {
-            "event": "a budget is used up",
-            "log_level": "warning",
-            "budget": "guest-memory",
-            "key": key,
-            "reason": "all is used",
-        }
-        for key in ("limits.a", "limits.b")
     ]
 
 

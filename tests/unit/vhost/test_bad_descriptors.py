@@ -138,7 +138,7 @@ NO_MEMORY: dict[str, Callable[[], int]] = {
 @pytest.mark.parametrize("what", NO_MEMORY)
 def test_what_is_no_memory_is_named_when_it_is_used(watched: DeviceSite, what: str, slots: bool) -> None:
     """Rule 26: it may be a region that no ring and no buffer is in."""
-    backend = watched.open(memory="any")
+    backend = watched.open()
     f = watched.connect(backend, memory_size=SIZE)
     f.negotiate(protocol=~0 if slots else ~int(ProtocolFeature.CONFIGURE_MEM_SLOTS))
     real, f.memfd = f.memfd, type(f.memfd)(NO_MEMORY[what]())
@@ -153,22 +153,9 @@ def test_what_is_no_memory_is_named_when_it_is_used(watched: DeviceSite, what: s
     assert backend.state is State.CONNECTED
 
 
-@pytest.mark.parametrize("slots", [True, False])
-@pytest.mark.parametrize("what", [*NO_MEMORY][4:])
-def test_memory_that_is_not_shared_memory_ends_the_connection(watched: DeviceSite, what: str, slots: bool) -> None:
-    backend = watched.open()
-    f = watched.connect(backend, memory_size=SIZE)
-    f.negotiate(protocol=~0 if slots else ~int(ProtocolFeature.CONFIGURE_MEM_SLOTS))
-    real, f.memfd = f.memfd, type(f.memfd)(NO_MEMORY[what]())
-    with real, pytest.raises(BackendFailed):
-        f.share()
-    reason = watched.farewell().reason
-    assert "neither shmem nor hugetlbfs" in reason and 'set memory = "any" for this device' in reason
-
-
 def test_memory_of_which_everybody_has_another(watched: DeviceSite) -> None:
     """A map of /dev/zero is never shared: the ring stays empty for us."""
-    backend = watched.open(memory="any")
+    backend = watched.open()
     f = watched.connect(backend, memory_size=SIZE)
     real, f.memfd = f.memfd, type(f.memfd)(os.open("/dev/zero", os.O_RDWR))
     with real:

@@ -21,10 +21,9 @@ from doorbelld.errors import LimitExceeded
 from doorbelld.host.describe import describe_device
 from doorbelld.ring.chain import Chain
 from doorbelld.ring.queue import VirtQueue
-from doorbelld.vhost import hooks
 from doorbelld.vhost.device import ConfigRefused, Device
 from doorbelld.vhost.errors import DeviceFaulty
-from doorbelld.vhost.events import CodeFailed, CodeSlow, ConfigChanged, DeviceEvent, ErrorChanged, State
+from doorbelld.vhost.events import CodeFailed, ConfigChanged, DeviceEvent, ErrorChanged, State
 from doorbelld.vhost.frontend import BackendFailed
 from doorbelld.vhost.hooks import Failure, Hooks
 from doorbelld.wire.vhost_messages import Config, ProtocolFeature, VhostSetConfigType
@@ -301,51 +300,6 @@ def test_a_device_that_can_not_be_made_leaves_nothing(site: DeviceSite, attribut
 def test_a_device_that_can_not_be_had_for_a_good_reason_says_so(site: DeviceSite) -> None:
     with pytest.raises(LimitExceeded, match="no room"):
         site.open(type("Full", (Echo,), {"__init__": raising(LimitExceeded("no room"))}))
-
-
-def test_hook_that_takes_long_is_told_once_until_it_takes_twice_as_long(
-    site: DeviceSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, takes = 0.0, [0.05, 0.06, 0.07, 0.12, 0.2, 0.25]
-
-    class Slow(Echo):
-        def get_config(self) -> bytes:
-            nonlocal now
-            now += takes.pop(0)
-            return b"cfg"
-
-    backend = site.open(Slow)
-    monkeypatch.setattr(hooks, "monotonic", lambda: now)
-    while takes:
-        assert site.call(lambda: backend.config) == b"cfg"
-    told = [(event.hook, round(event.seconds, 3)) for event in site.of(CodeSlow)]
-    assert told == [("get_config()", 0.06), ("get_config()", 0.2)]
-
-
-@pytest.mark.parametrize(("most", "said"), [(0, "is 0"), (1 << 33, "is 8589934592"), ("1M", "is a str")])
-def test_limit_of_bytes_that_can_not_be_is_refused(site: DeviceSite, most: object, said: str) -> None:
-    with pytest.raises(DeviceFaulty, match=f"chain_bytes_max {said}, not a number"):
-        site.open(type("Wrong", (Echo,), {"chain_bytes_max": most}))
-
-
-def test_request_beyond_the_limit_of_the_device_ends_the_connection_with_the_reason(site: DeviceSite) -> None:
-    backend = site.open(type("Small", (Echo,), {"chain_bytes_max": 1024}))
-    frontend = site.connect(backend)
-    (ring,) = frontend.start(1)
-    assert frontend.request(ring, bytes(512), 512) == bytes(512)
-    memory = frontend.take(1024)
-    ring.add([(memory, 1024)], [(memory, 1)])
-    ring.kick()
-    assert "more than 1024 bytes" in site.farewell().reason
-    assert "more than 1024 bytes" in backend.fault and not backend.error
-
-
-def test_text_of_an_error_that_a_device_raises_on_purpose_is_made_printable() -> None:
-    device = Echo()
-    device.refresh = raising(LimitExceeded("\x1b[2Jno\nroom\u202e"))  # type: ignore[method-assign]
-    with pytest.raises(LimitExceeded) as caught:
-        Hooks(device).refresh()
-    assert str(caught.value) == "\ufffd[2Jno\nroom\ufffd"
 
 
 def test_everything_about_a_faulty_device_can_be_described(site: DeviceSite) -> None:

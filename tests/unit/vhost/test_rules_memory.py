@@ -97,7 +97,7 @@ def test_rule_26_a_buffer_outside_of_memory_fails_that_request_only(site: Device
 
 
 def test_rule_26_what_cannot_be_mapped_is_tolerated_until_it_is_touched(site: DeviceSite) -> None:
-    backend = site.open(memory="any")
+    backend = site.open()
     f = site.connect()
     f.negotiate()
     pipe = os.pipe()

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from ...bus.names import BUS_NAME
 from ...fds import limits
-from ...fds.budgets import NO_LIMIT, show_bytes
 from .access import listening
 from .view import Finding, View, fine, hidden, hint, skipped, wrong
 
@@ -29,13 +28,6 @@ _NEARLY_ALL = 0.9
 _QLEN_MIN = 64
 _DEVICE_COST, _QUEUE_COST = 16, 4
 """Descriptors of a device (socket, connection, workers, image) and of each queue (kick, call, error, io_uring)."""
-_RAISES = {
-    "guest-memory": "guest-memory or device-memory in the table [limits]",
-    "connections": "connections in the table [limits], or max-peers of the region",
-    "descriptors": "LimitNOFILE= (systemctl edit doorbelld)",
-    "in-flight": "LimitNOFILE= (systemctl edit doorbelld)",
-}
-"""What raises each budget."""
 _POLICY_ORDER = ("default", "group", "user", "mandatory")
 _REINSTALL = "install doorbelld anew (make install, or the package)"
 
@@ -133,9 +125,6 @@ def descriptors(view: View) -> Iterator[Finding]:
     if used > _NEARLY_ALL * limit:
         yield wrong(f"{used} of {limit} are in use: soon nobody can connect", cure)
         return
-    if stuck := view.known["descriptors"].get("stuck"):
-        words = f"{stuck} that somebody sent can't be closed, and that user is refused meanwhile"
-        yield wrong(words, "end what the closes wait for (a FUSE server that hangs); the log names the user")
     need = limits.RESERVE + sum(_cost(region) for region in view.regions.values())
     need += sum(_DEVICE_COST + _QUEUE_COST * len(device["queues"]) for device in view.devices.values())
     if need > limit:
@@ -147,41 +136,6 @@ def descriptors(view: View) -> Iterator[Finding]:
         yield hint(
             f"the limit of process {view.pid} was lowered to {match[1]} while it runs", "prlimit --nofile raises it"
         )
-
-
-def budgets(view: View) -> Iterator[Finding]:
-    """Nothing was refused because a budget was used up."""
-    known = (view.known or {}).get("limits")
-    if not known:
-        yield skipped("the daemon was not reached")
-        return
-    for name, budget in known.items():
-        used, limit, refused = (budget[key] for key in ("used", "limit", "refused"))
-        show = show_bytes if name == "guest-memory" else "{:,}".format
-        words = f"{name}: {show(used)} of {show(limit)}" if limit < NO_LIMIT else f"{name}: {show(used)}, no limit"
-        if refused:
-            cure = (
-                f"raise {_RAISES.get(name, f'{name} in the table [limits]')} if that was no attack; the log names who"
-            )
-            yield hint(f"{words}; refused {refused} times", cure)
-        else:
-            yield fine(words)
-
-
-def unrestored(view: View) -> Iterator[Finding]:
-    """All that was kept over the last restart could be restored."""
-    known = (view.known or {}).get("unrestored")
-    if known is None:
-        yield skipped("the daemon was not reached, or does not tell")
-        return
-    for one in known:
-        yield wrong(
-            f'{one["kind"]} "{one["name"]}" could not be restored: {one["reason"]}',
-            "remove the cause, then restart doorbelld; or give it up, which ends the connections to it: "
-            f"doorbellctl remove --kind {one['kind']} {one['name']}",
-        )
-    if not known:
-        yield fine("nothing is missing since the last restart")
 
 
 def _cost(region: dict[str, object]) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from doorbelld.ctl.checks import service
-from doorbelld.fds.budgets import NO_LIMIT
 
 from .conftest import Stage, device, levels, only, region
 
@@ -121,20 +120,6 @@ def test_descriptors(stage: Stage, used: int, limit: int, peers: int, level: str
     assert stage.view.known is not None
     stage.view.known["descriptors"] = {"in-use": used, "limit": limit}
     assert only(service.descriptors, stage)[0] == level
-
-
-def test_budgets_tell_what_was_refused_and_what_raises_them(stage: Stage) -> None:
-    stage.serve()
-    assert levels(service.budgets, stage) == ["-"] or levels(service.budgets, stage) == ["skipped"]
-    assert stage.view.known is not None
-    stage.view.known["limits"] = {
-        "guest-memory": {"used": 3 << 40, "limit": 64 << 40, "refused": 2},
-        "in-flight": {"used": 0, "limit": NO_LIMIT, "refused": 0},
-    }
-    memory, in_flight = service.budgets(stage.view)
-    assert (memory.found, in_flight.found) == ("guest-memory: 3T of 64T; refused 2 times", "in-flight: 0, no limit")
-    assert "raise guest-memory or device-memory in the table [limits]" in memory.cure
-    assert levels(service.budgets, stage) == ["hint", "ok"]
 
 
 def test_devices_take_descriptors_too(stage: Stage) -> None:
