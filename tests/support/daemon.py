@@ -23,6 +23,15 @@ DEADLINE = 20.0
 BIN = Path(sys.executable).parent
 
 
+def descriptors_of(pid: int) -> int:
+    """Count the open descriptors of a process, but for a module that it is just importing."""
+    count = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += not os.readlink(entry.path).endswith((".py", ".pyc", ".so"))
+    return count
+
+
 class Daemon:
     """A doorbelld process with the configuration *regions* (TOML), on a private bus unless *bus* names another.
 
@@ -107,12 +116,8 @@ class Daemon:
         return self.runtime / region / "socket"
 
     def descriptors(self) -> int:
-        """How many it has open, but for a module that it is just importing."""
-        count = 0
-        for entry in os.scandir(f"/proc/{self.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                count += not os.readlink(entry.path).endswith((".py", ".pyc", ".so"))
-        return count
+        """How many it has open."""
+        return descriptors_of(self.pid)
 
     def times(self, what: str) -> int:
         """Say how often it has logged *what*."""

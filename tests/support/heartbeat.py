@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from support.apart import start_module
-from support.daemon import Daemon
+from support.daemon import Daemon, descriptors_of
 from support.dbusclient import Client, until
 from support.rawclient import RawClient
 
@@ -64,7 +64,7 @@ class Footprint:
         found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)
         assert found is not None
         mappings = (proc / "maps").read_text().count("\n")
-        return cls(len(os.listdir(proc / "fd")), len(os.listdir(proc / "task")), mappings, int(found[1]) << 10)
+        return cls(descriptors_of(pid), len(os.listdir(proc / "task")), mappings, int(found[1]) << 10)
 
     def exceeds(self, before: Footprint, threads: int) -> bool:
         """Say whether more is held than *before*, but for *threads* that wait for work and some room."""
