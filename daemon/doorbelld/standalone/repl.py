@@ -287,7 +287,8 @@ class Repl:
                 with self._lock:
                     self._tell_of(self._client.handle_fds())
                     self._lock.notify_all()
-                if vectors != (vectors := self._client.vectors):  # the server was not yet done when we were greeted
+                if self._client.vectors > vectors:  # the server was not yet done when we were greeted
+                    vectors = self._client.vectors
                     self._screen.note(f"peer {self._client.id}, which is us, has {vectors} vectors now")
             except (DoorbellError, OSError) as error:
                 with self._lock:
